@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EmoCLIP: CLIP on every frame, a temporal transformer over the frames, contrastive against any text.
+
+Foteinopoulou and Patras, "EmoCLIP: A Vision-Language Method for Zero-Shot Video Facial Expression Recognition",
+FG 2024, arXiv 2310.16640. Shapes: B clips, T frames, N texts, L tokens, D embedding width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_emoclip import EmoCLIPConfig
+from .losses import contrastive_loss
+from .temporal import (
+    EmoCLIPTemporalAttention,
+    EmoCLIPTemporalLayer,
+    EmoCLIPTemporalTransformer,
+    masked_mean,
+)
+
+
+@dataclass
+class EmoCLIPVideoFeatures(BaseModelOutputWithPooling):
+    """
+    Args:
+        last_hidden_state: `(B, 1 + T, D)`, class token and frames after the temporal transformer; the frame
+            embeddings `(B, T, D)` if there is none (`temporal_num_layers=0`).
+        pooler_output: `(B, D)`, the video embeddings, not normalised.
+        hidden_states, attentions: of the temporal layers.
+        frame_embeds: `(B, T, D)`, CLIP's projected embedding of each frame, not normalised; zero where `frame_mask`
+            is false. May be fed back as `frame_embeds`.
+        vision_model_output: output of the image tower on the `B x T` frames; `None` if `frame_embeds` were given.
+    """
+
+    frame_embeds: torch.FloatTensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+
+@dataclass
+class EmoCLIPOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar, symmetric contrastive loss, if `return_loss`.
+        logits_per_video: `(B, N)`, cosine of video and text embeddings times `exp(logit_scale)`.
+        logits_per_text: `(N, B)`, its transpose.
+        video_embeds: `(B, D)`, unit length.
+        text_embeds: `(N, D)`, unit length.
+        frame_embeds: `(B, T, D)`, not normalised.
+        video_model_output: what `get_video_features` returned.
+        text_model_output: what `get_text_features` returned; `None` if `text_embeds` were given.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_video: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    video_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    frame_embeds: torch.FloatTensor | None = None
+    video_model_output: EmoCLIPVideoFeatures | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self):
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+class EmoCLIPPreTrainedModel(PreTrainedModel):
+    config: EmoCLIPConfig
+    config_class = EmoCLIPConfig
+    base_model_prefix = "emoclip"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CLIPTextEmbeddings", "CLIPVisionEmbeddings", "CLIPEncoderLayer", "EmoCLIPTemporalLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": EmoCLIPTemporalLayer, "attentions": EmoCLIPTemporalAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """What CLIP's own initialisation of its towers leaves over."""
+        super()._init_weights(module)
+        if isinstance(module, EmoCLIPTemporalTransformer):
+            # The originals' `torch.randn`. CLIP-sized N(0, 0.02) trains worse: order is then lost beside the content.
+            init.normal_(module.class_token)
+            init.normal_(module.position_embedding)
+            if self.config.temporal_residual:
+                init.zeros_(module.output_projection.weight)
+        elif isinstance(module, EmoCLIPModel):
+            init.normal_(module.visual_projection.weight, std=self.config.vision_config.hidden_size**-0.5)
+            init.normal_(module.text_projection.weight, std=self.config.text_config.hidden_size**-0.5)
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    @classmethod
+    def from_clip(cls, name_or_path: str, *, revision: str | None = None, token=None, **config_overrides):
+        """The model whose towers, projections and scale come from a CLIP checkpoint.
+
+        Args:
+            name_or_path: a folder or a Hub id of any checkpoint in CLIP's layout, as `openai/clip-vit-base-patch32`.
+            revision, token: of the Hub repository.
+            config_overrides: fields of `EmoCLIPConfig`, as `temporal_num_layers=1`.
+
+        Returns:
+            The model in float32 and evaluation mode. What CLIP does not have (the temporal transformer) is
+            initialised; with `temporal_residual=True` it does not change the scores until it is trained.
+        """
+        hub = {"revision": revision, "token": token}
+        clip_config = CLIPConfig.from_pretrained(name_or_path, **hub)
+        config = cls.config_class.from_clip_config(clip_config, **config_overrides)
+        return cls.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub)
+
+
+class EmoCLIPModel(EmoCLIPPreTrainedModel):
+    """The contrastive model: video embeddings against text embeddings.
+
+    Submodule names are CLIP's, so any CLIP checkpoint fills the towers.
+
+    ```python
+    >>> from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+
+    >>> clip = "openai/clip-vit-base-patch32"
+    >>> model, processor = EmoCLIPModel.from_clip(clip), EmoCLIPProcessor.from_clip(clip)
+    >>> inputs = processor(text=["a smile", "a frown"], videos="clip.mp4", return_tensors="pt")
+    >>> model(**inputs).logits_per_video.softmax(dim=-1)
+    ```"""
+
+    def __init__(self, config: EmoCLIPConfig):
+        super().__init__(config)
+        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.temporal = EmoCLIPTemporalTransformer(config) if config.temporal_num_layers > 0 else None
+        self.post_init()
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """`input_ids (N, L)` -> output of the text tower whose `pooler_output (N, D)` is projected, not normalised."""
+        text_outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        text_outputs.pooler_output = self.text_projection(text_outputs.pooler_output)
+        return text_outputs
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        frame_embeds: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | EmoCLIPVideoFeatures:
+        """Video embeddings, from pixels or from frames that are already encoded.
+
+        Args:
+            pixel_values_videos: `(B, T, 3, height, width)`, or
+            frame_embeds: `(B, T, D)`, as an earlier call returned them; exactly one of the two.
+            frame_mask: `(B, T)`, true (or 1) for real frames. Padding frames never change a result.
+
+        Raises:
+            ValueError: both or neither input, wrong shapes, a clip without a real frame, too many frames.
+        """
+        vision_outputs = None
+        if (pixel_values_videos is None) == (frame_embeds is None):
+            raise ValueError("give either pixel_values_videos or frame_embeds, and not both")
+        if frame_embeds is None:
+            frame_embeds, vision_outputs = self._encode_frames(pixel_values_videos, **kwargs)
+        elif frame_embeds.ndim != 3 or frame_embeds.shape[-1] != self.config.projection_dim:
+            raise ValueError(
+                f"frame_embeds has shape {tuple(frame_embeds.shape)}, but must be (batch, frames, projection_dim = "
+                f"{self.config.projection_dim})"
+            )
+        if frame_mask is not None:
+            frame_mask = self._checked_frame_mask(frame_mask, frame_embeds)
+            # Not a product: padding may hold anything, and 0 x NaN is NaN.
+            frame_embeds = frame_embeds.masked_fill(~frame_mask[..., None], 0.0)
+        if self.temporal is None:
+            last_hidden_state, video_embeds = frame_embeds, masked_mean(frame_embeds, frame_mask)
+        else:
+            temporal_outputs = self.temporal(frame_embeds, frame_mask, **kwargs)
+            last_hidden_state, video_embeds = temporal_outputs.last_hidden_state, temporal_outputs.pooler_output
+        return EmoCLIPVideoFeatures(
+            last_hidden_state=last_hidden_state,
+            pooler_output=video_embeds,
+            frame_embeds=frame_embeds,
+            vision_model_output=vision_outputs,
+        )
+
+    def _encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs):
+        if pixel_values_videos.ndim != 5:
+            raise ValueError(
+                f"pixel_values_videos has shape {tuple(pixel_values_videos.shape)}, but must be "
+                "(batch, frames, channels, height, width)"
+            )
+        batch_size, num_frames = pixel_values_videos.shape[:2]
+        frames = pixel_values_videos.flatten(0, 1)  # (B * T, 3, height, width)
+        vision_outputs = self.vision_model(pixel_values=frames, return_dict=True, **kwargs)
+        frame_embeds = self.visual_projection(vision_outputs.pooler_output)  # (B * T, D)
+        return frame_embeds.view(batch_size, num_frames, -1), vision_outputs
+
+    @staticmethod
+    def _checked_frame_mask(frame_mask: torch.Tensor, frame_embeds: torch.Tensor) -> torch.Tensor:
+        if frame_mask.shape != frame_embeds.shape[:2]:
+            raise ValueError(
+                f"frame_mask has shape {tuple(frame_mask.shape)}, but the frames have {tuple(frame_embeds.shape[:2])}"
+            )
+        frame_mask = frame_mask.to(device=frame_embeds.device, dtype=torch.bool)
+        if not torch.compiler.is_compiling() and not frame_mask.any(dim=1).all():
+            empty = (~frame_mask.any(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(f"frame_mask has no real frame in row(s) {empty}: every clip needs at least one")
+        return frame_mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        frame_embeds: torch.FloatTensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        text_embeds: torch.FloatTensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | EmoCLIPOutput:
+        """Scores of B videos against N texts, and their contrastive loss if they are B pairs.
+
+        Args:
+            input_ids, attention_mask: `(N, L)`.
+            pixel_values_videos, frame_embeds, frame_mask: see `get_video_features`.
+            text_embeds: `(N, D)`, texts that are already encoded; the text tower is then not run.
+            return_loss: also compute the loss; N must be B, text i belongs to video i. Videos whose `input_ids` are
+                the same are positives of each other; with `text_embeds` alone all texts count as different.
+
+        Returns:
+            `EmoCLIPOutput`.
+        """
+        if input_ids is None and text_embeds is None:
+            raise ValueError("give input_ids or text_embeds")
+        video_outputs = self.get_video_features(
+            pixel_values_videos, frame_embeds, frame_mask, return_dict=True, **kwargs
+        )
+        text_outputs = None
+        if text_embeds is None:
+            text_outputs = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
+            text_embeds = text_outputs.pooler_output
+        video_embeds = nn.functional.normalize(video_outputs.pooler_output, dim=-1)
+        text_embeds = nn.functional.normalize(text_embeds, dim=-1)
+        logits_per_text = text_embeds @ video_embeds.t() * self.logit_scale.exp()  # (N, B)
+        loss = None
+        if return_loss:
+            same_text = None if input_ids is None else (input_ids[:, None] == input_ids[None]).all(dim=-1)
+            loss = contrastive_loss(logits_per_text, same_text)
+        return EmoCLIPOutput(
+            loss=loss,
+            logits_per_video=logits_per_text.t(),
+            logits_per_text=logits_per_text,
+            video_embeds=video_embeds,
+            text_embeds=text_embeds,
+            frame_embeds=video_outputs.frame_embeds,
+            video_model_output=video_outputs,
+            text_model_output=text_outputs,
+        )
+
+
+__all__ = ["EmoCLIPModel", "EmoCLIPPreTrainedModel"]

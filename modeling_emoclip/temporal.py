@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From frame embeddings to one video embedding: the mean, or the papers' temporal transformer with a class token.
+
+Both papers use the same module with other sizes: EmoCLIP `architecture/transformer.py`, DFER-CLIP
+`models/Temporal_Model.py`. Shapes: B clips, T frames, D embedding width, H heads, E width of a head.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_emoclip import EmoCLIPConfig
+
+
+def masked_mean(frame_embeds: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over the real frames: `(B, T, D)` and a `(B, T)` mask, true for real frames -> `(B, D)`."""
+    if frame_mask is None:
+        return frame_embeds.mean(dim=1)
+    weights = frame_mask.to(frame_embeds.dtype)[..., None]  # (B, T, 1)
+    return (frame_embeds * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    attn_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (B, H, T, T)
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()  # (B, T, H, E)
+    return attn_output, attn_weights
+
+
+class EmoCLIPTemporalAttention(nn.Module):
+    """Self-attention over the frames of a clip; the inner width H x E need not be D."""
+
+    def __init__(self, config: EmoCLIPConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.temporal_head_dim
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        inner_dim = config.temporal_num_heads * config.temporal_head_dim
+        self.q_proj = nn.Linear(config.projection_dim, inner_dim, bias=False)
+        self.k_proj = nn.Linear(config.projection_dim, inner_dim, bias=False)
+        self.v_proj = nn.Linear(config.projection_dim, inner_dim, bias=False)
+        self.out_proj = nn.Linear(inner_dim, config.projection_dim)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+        batch_and_time = hidden_states.shape[:-1]
+        per_head = (*batch_and_time, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(per_head).transpose(1, 2)  # (B, H, T, E)
+        key = self.k_proj(hidden_states).view(per_head).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs
+        )
+        attn_output = attn_output.reshape(*batch_and_time, -1).contiguous()
+        return self.out_proj(attn_output), attn_weights
+
+
+class EmoCLIPTemporalMLP(nn.Module):
+    def __init__(self, config: EmoCLIPConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN["gelu_pytorch_tanh"]  # both papers' code writes the tanh form out by hand
+        self.fc1 = nn.Linear(config.projection_dim, config.temporal_intermediate_size)
+        self.fc2 = nn.Linear(config.temporal_intermediate_size, config.projection_dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class EmoCLIPTemporalLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: EmoCLIPConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.projection_dim, eps=config.temporal_layer_norm_eps)
+        self.self_attn = EmoCLIPTemporalAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.projection_dim, eps=config.temporal_layer_norm_eps)
+        self.mlp = EmoCLIPTemporalMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+        attn_output, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + attn_output
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class EmoCLIPTemporalTransformer(nn.Module):
+    """A class token (position 0) and the frames (positions 1..T) through `temporal_num_layers` layers.
+
+    `temporal_residual=False` returns the class token's output, as the papers do (there is no final norm).
+    `temporal_residual=True` returns the mean of the frames plus `output_projection` of the normalised class token;
+    that projection starts at zero.
+    """
+
+    def __init__(self, config: EmoCLIPConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.class_token = nn.Parameter(torch.empty(config.projection_dim))
+        self.position_embedding = nn.Parameter(torch.empty(config.temporal_max_frames + 1, config.projection_dim))
+        self.layers = nn.ModuleList([EmoCLIPTemporalLayer(config) for _ in range(config.temporal_num_layers)])
+        if config.temporal_residual:
+            self.output_layer_norm = nn.LayerNorm(config.projection_dim, eps=config.temporal_layer_norm_eps)
+            self.output_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+
+    def forward(self, frame_embeds: torch.Tensor, frame_mask: torch.Tensor | None = None, **kwargs):
+        """`frame_embeds (B, T, D)`, `frame_mask (B, T)` -> `last_hidden_state (B, 1 + T, D)`, `pooler_output (B, D)`."""
+        batch_size, num_frames, _ = frame_embeds.shape
+        if num_frames > self.config.temporal_max_frames:
+            raise ValueError(
+                f"the clip has {num_frames} frames, but temporal_max_frames is {self.config.temporal_max_frames}"
+            )
+        class_tokens = self.class_token.expand(batch_size, 1, -1)
+        hidden_states = torch.cat([class_tokens, frame_embeds], dim=1)  # (B, 1 + T, D)
+        hidden_states = hidden_states + self.position_embedding[: num_frames + 1]
+        attention_mask = None if frame_mask is None else nn.functional.pad(frame_mask, (1, 0), value=True)
+        attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        video_embeds = hidden_states[:, 0]
+        if self.config.temporal_residual:
+            video_embeds = self.output_projection(self.output_layer_norm(video_embeds))
+            video_embeds = masked_mean(frame_embeds, frame_mask) + video_embeds
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=video_embeds)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CLIP checkpoint small enough for tests, and real video files."""
+
+import os
+from pathlib import Path
+
+# Before anything imports a HuggingFace library: the tests need no network and must not wait for one.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+IMAGE_SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def clip_dir(tmp_path_factory) -> Path:
+    """A random CLIP in the layout of openai/clip-vit-*: weights, tokenizer, image processor."""
+    folder = tmp_path_factory.mktemp("clip")
+    special = {"unk_token": "<|unk|>", "pad_token": "<|pad|>", "bos_token": "<|start|>", "eos_token": "<|end|>"}
+    captions = ["a smile slowly appearing", "lowered eyebrows", "wide open eyes", "an expression of anger."]
+    tokenizer = CLIPTokenizer(**special).train_new_from_iterator(captions, 400)
+    tokenizer.model_max_length = 24
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        projection_dim=24,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 16,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 24,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_clip():
+    """`write_clip(path, num_frames, width, height)`: a real video whose frames get brighter; returns the path."""
+
+    def write(path: Path, num_frames: int = 12, width: int = 96, height: int = 64, fps: int = 8) -> Path:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            ramp = np.linspace(0, 60, width)[None, :, None] + np.zeros((height, 1, 3))
+            for number in range(num_frames):
+                image = (ramp + 15 * number).clip(0, 255).astype(np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write

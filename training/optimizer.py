@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizer and schedule from a recipe: which parameter learns, and how fast, is data."""
+
+import re
+
+import torch
+from transformers import get_scheduler
+
+from training.recipe import OptimRecipe
+
+
+def set_trainable(model: torch.nn.Module, learning_rates: dict) -> dict[str, float]:
+    """Freezes what the recipe freezes; returns parameter name -> learning rate for the rest.
+
+    The first expression of `learning_rates` that matches a whole name decides; null freezes.
+
+    Raises:
+        ValueError: a parameter that no expression matches, an expression that matches none, a negative rate, or
+            nothing left to train.
+    """
+    rates, used = {}, set()
+    for name, parameter in model.named_parameters():
+        pattern = next((p for p in learning_rates if re.fullmatch(p, name)), None)
+        if pattern is None:
+            raise ValueError(
+                f"optim.learning_rates has no expression for the parameter {name}; it has: {list(learning_rates)}"
+            )
+        used.add(pattern)
+        rate = learning_rates[pattern]
+        if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
+            raise ValueError(f"optim.learning_rates[{pattern!r}] is {rate!r}, but must be null or at least 0")
+        parameter.requires_grad_(rate is not None)
+        if rate is not None:
+            rates[name] = float(rate)
+    if unused := [pattern for pattern in learning_rates if pattern not in used]:
+        raise ValueError(f"optim.learning_rates: no parameter matches {', '.join(map(repr, unused))}")
+    if not rates:
+        raise ValueError("optim.learning_rates freezes every parameter: there is nothing to train")
+    return rates
+
+
+def build_optimizer(model: torch.nn.Module, optim: OptimRecipe, rates: dict[str, float]) -> torch.optim.Optimizer:
+    """One parameter group for each learning rate, without decay for vectors and scalars (norms, biases, scale)."""
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if name in rates:
+            decay = optim.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rates[name], decay), []).append(parameter)
+    groups = [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=optim.momentum)
+    return torch.optim.AdamW(groups, betas=tuple(optim.betas))
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, optim: OptimRecipe, steps_per_epoch: int):
+    """Learning rates step by step; milestones are given in epochs."""
+    if optim.schedule == "milestones":
+        milestones = [epoch * steps_per_epoch for epoch in optim.milestones]
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    steps = optim.epochs * steps_per_epoch
+    return get_scheduler(optim.schedule, optimizer, int(optim.warmup * steps), steps)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe is one experiment: strict dataclasses, read from YAML files that extend each other, overridden by `a.b=c`."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub.dataclasses import strict
+
+
+@strict
+@dataclass
+class ModelRecipe:
+    """Which model, and from which weights."""
+
+    architecture: str = "EmoCLIPModel"
+    """A class of `modeling_emoclip`."""
+    init: str | None = None
+    """A CLIP checkpoint, folder or Hub id, that fills the towers; null starts from random weights."""
+    config: dict = field(default_factory=dict)
+    """Fields of EmoCLIPConfig that differ from the CLIP checkpoint's, or from the defaults without one."""
+    tokenizer_vocab_size: int | None = None
+    """Without `init`: a byte-pair vocabulary of this size is trained on the training texts."""
+    video_processor: dict = field(default_factory=dict)
+    """Fields of EmoCLIPVideoProcessor, as num_frames and frame_sampling; they travel with the checkpoint."""
+    component_loss_until: float = 0.0
+    """Share of the steps during which naming the facial components helps the towers to start (component_loss.py);
+    0 is off. Only for data with a `components` column."""
+
+
+@strict
+@dataclass
+class EvaluationSet:
+    """Clips, and the texts that compete for them."""
+
+    split: str = "test"
+    candidate_labels: list[str] | None = None
+    """Labels that compete, each by its class descriptions; null: all labels of the data set."""
+    only_labels: list[str] | None = None
+    """Only clips with these labels; null: clips with any of the candidate labels."""
+    contrast_captions: bool = False
+    """Instead of labels, each clip's own caption competes with its `contrast_caption`."""
+
+
+@strict
+@dataclass
+class Augmentation:
+    """What happens to the pixels of a training clip, the same to all its frames; 0 is nothing."""
+
+    flip: float = 0.0
+    """Probability of a left-right flip."""
+    rotation: float = 0.0
+    """Degrees, up to this much either way."""
+    brightness: float = 0.0
+    """Factor between 1 - this and 1 + this."""
+    shift: float = 0.0
+    """Share of the side, up to this much in each direction."""
+
+
+@strict
+@dataclass
+class DataRecipe:
+    """Where clips and texts come from."""
+
+    builder: str = "synthetic_faces.SyntheticFaces"
+    """`module.Class` of a `datasets` builder in training/data."""
+    config_name: str | None = None
+    data_dir: str | None = None
+    """Folder of a licensed data set."""
+    cache_dir: str | None = None
+    """Where prepared data sets and encoded frames are kept; null: the `datasets` cache."""
+    options: dict = field(default_factory=dict)
+    """Further fields of the builder's configuration."""
+    train_split: str = "train"
+    validation_split: str | None = "validation"
+    frame_sampling: str | None = None
+    """How training picks frames, if not as the video processor does in evaluation, as segment_random."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """For training from pixels; encoded frames cannot be augmented."""
+    class_descriptions: str = "class_descriptions.yaml"
+    """File of label -> texts, beside training/data or a path of one's own."""
+    evaluation: dict = field(default_factory=dict)
+    """name -> EvaluationSet; all are scored before the first and after the last step."""
+
+
+@strict
+@dataclass
+class OptimRecipe:
+    """How the weights move."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    learning_rates: dict = field(default_factory=dict)
+    """Ordered regular expression -> learning rate, or null for frozen; every parameter must match one."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    """`milestones`, or a name that transformers.get_scheduler knows, as cosine."""
+    milestones: list[int] = field(default_factory=list)
+    """Epochs after which every learning rate is multiplied by 0.1."""
+    warmup: float = 0.0
+    """Share of the steps over which the learning rates rise."""
+    max_grad_norm: float | None = None
+
+
+@strict
+@dataclass
+class RunRecipe:
+    """What stays on this machine."""
+
+    output_dir: str = "outputs/run"
+    seed: int = 0
+    resume: bool = False
+    """Go on from the last finished epoch of the same recipe in output_dir."""
+    select_on: Literal["validation_loss", "last"] = "validation_loss"
+    """Which epoch's weights are kept: the one with the smallest loss on the validation split, or the last."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    num_workers: int = 0
+    """Processes that decode clips while the model works."""
+    num_render_processes: int | None = None
+    """Processes that prepare a data set; null: one for each core."""
+
+
+@strict
+@dataclass
+class Recipe:
+    title: str = ""
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+# PyYAML follows YAML 1.1, where `1e-3` is a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+([eE][-+]?\d+)?)$"),
+    list("-+0123456789."),
+)
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
+    """Reads a recipe, the recipes it extends, and `a.b=c` overrides, where c is YAML.
+
+    In a file, a value that starts with `./` or `../` is a path relative to that file.
+
+    Raises:
+        FileNotFoundError: `path`, or a recipe that it extends, does not exist.
+        ValueError: an unknown field or a value of the wrong type; the message names the field.
+    """
+    values = _read(Path(path))
+    for override in overrides:
+        dotted, separator, text = override.partition("=")
+        if not separator:
+            raise ValueError(f"override {override!r} is not of the form a.b=value")
+        nested: Any = yaml.load(text, _Loader)
+        for name in reversed(dotted.split(".")):
+            nested = {name: nested}
+        values = _merge(values, nested)
+    return _strict(Recipe, values, prefix="")
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {path} does not exist")
+    values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must be a mapping of fields, but is a {type(values).__name__}")
+    values = _resolve_paths(values, path.parent)
+    base = values.pop("extends", None)
+    return values if base is None else _merge(_read(path.parent / base), values)
+
+
+def _resolve_paths(value, folder: Path):
+    if isinstance(value, dict):
+        return {key: _resolve_paths(inner, folder) for key, inner in value.items()}
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str((folder / value).resolve())
+    return value
+
+
+def _merge(base: dict, override: dict) -> dict:
+    """`override` over `base`; mappings are merged, except ordered learning rates, where the first match wins."""
+    merged = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both and key != "learning_rates" else value
+    return merged
+
+
+def _strict(cls: type, values: Any, prefix: str):
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe field {prefix or 'recipe'} is {values!r}, but must be a mapping")
+    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"unknown recipe field {prefix}{name}; allowed here: {', '.join(fields)}")
+    nested = {
+        name: _strict(fields[name], value, f"{prefix}{name}.")
+        for name, value in values.items()
+        if dataclasses.is_dataclass(fields[name])
+    }
+    if cls is DataRecipe:
+        nested["evaluation"] = {
+            name: _strict(EvaluationSet, value, f"{prefix}evaluation.{name}.")
+            for name, value in values.get("evaluation", {}).items()
+        }
+    try:
+        return cls(**(values | nested))
+    except Exception as error:  # huggingface_hub raises several classes, whose messages name the field
+        raise ValueError(f"recipe {prefix or 'recipe'}: {error}") from None
