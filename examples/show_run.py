@@ -78,12 +78,13 @@ def print_scores(scores: list[dict]):
 
 
 def unseen_clips(run: Path):
-    """The first test clip of each held-out emotion, then of seen ones: chosen by position, not by how they come out."""
+    """The first test clip of each held-out emotion, then of seen ones: picked by position, not by their scores."""
     recipe = load_recipe(run / "recipe.yaml")
     builder = load_builder(recipe.data)
     test = builder.as_dataset("test")
     labels = [test.features["label"].int2str(label) for label in test["label"]]
-    order = [*HELD_OUT_EMOTIONS, *(name for name in test.features["label"].names if name not in HELD_OUT_EMOTIONS)]
+    names = test.features["label"].names
+    order = [*HELD_OUT_EMOTIONS, *(name for name in names if name not in HELD_OUT_EMOTIONS)]
     return test.select([labels.index(name) for name in order[:CLIPS_SHOWN]])
 
 

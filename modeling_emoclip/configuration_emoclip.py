@@ -3,6 +3,7 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 
 @strict
@@ -37,7 +38,10 @@ class EmoCLIPConfig(PreTrainedConfig):
     ```"""
 
     model_type = "emoclip"
-    sub_configs_defaults = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=CLIPVisionConfig),
+        "text_config": SubConfigSpec(config_class=CLIPTextConfig),
+    }
 
     vision_config: dict | CLIPVisionConfig | None = None
     text_config: dict | CLIPTextConfig | None = None

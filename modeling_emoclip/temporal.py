@@ -114,7 +114,7 @@ class EmoCLIPTemporalTransformer(nn.Module):
             self.output_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
 
     def forward(self, frame_embeds: torch.Tensor, frame_mask: torch.Tensor | None = None, **kwargs):
-        """`frame_embeds (B, T, D)`, `frame_mask (B, T)` -> `last_hidden_state (B, 1 + T, D)`, `pooler_output (B, D)`."""
+        """`frame_embeds (B, T, D)` and mask `(B, T)` -> `last_hidden_state (B, 1 + T, D)`, `pooler_output (B, D)`."""
         batch_size, num_frames, _ = frame_embeds.shape
         if num_frames > self.config.temporal_max_frames:
             raise ValueError(

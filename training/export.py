@@ -18,7 +18,7 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 import modeling_emoclip
 from modeling_emoclip.pipeline_emoclip import TASK, ZeroShotVideoClassificationPipeline
@@ -73,7 +73,7 @@ def export(run_dir: Path, hub_dir: Path) -> tuple[Path, float]:
 
 
 def check(folder: Path, model, processor, tolerance: float = 1e-5) -> float:
-    """Loads `folder` as a stranger does, in another process and directory, and compares logits; returns the difference.
+    """Loads `folder` as a stranger does, in another process and directory; returns how far its logits are off.
 
     Raises:
         RuntimeError: it cannot be loaded that way, or the logits differ by more than `tolerance`.
@@ -116,7 +116,6 @@ def export_clip(run_dir: Path, clip_dir: Path) -> Path:
     clip = CLIPModel(config)
     clip.load_state_dict(weights)
     clip.save_pretrained(clip_dir)
-    processor.tokenizer.save_pretrained(clip_dir)
     video_processor = processor.video_processor
     fields = (
         "size",
@@ -128,7 +127,8 @@ def export_clip(run_dir: Path, clip_dir: Path) -> Path:
         "do_center_crop",
         "do_normalize",
     )
-    CLIPImageProcessor(**{name: getattr(video_processor, name) for name in fields}).save_pretrained(clip_dir)
+    image_processor = CLIPImageProcessor(**{name: getattr(video_processor, name) for name in fields})
+    CLIPProcessor(image_processor, processor.tokenizer).save_pretrained(clip_dir)
     (clip_dir / "README.md").write_text(write_card(run_dir, "clip.md", model), encoding="utf-8")
     return clip_dir
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe is one experiment: strict dataclasses, read from YAML files that extend each other, overridden by `a.b=c`."""
+"""A recipe is one experiment: strict dataclasses from YAML files that extend each other, overridden by `a.b=c`."""
 
 import dataclasses
 import re
@@ -165,7 +165,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
         dotted, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"override {override!r} is not of the form a.b=value")
-        nested: Any = yaml.load(text, _Loader)
+        nested: Any = _parse(text, f"override {override!r}")
         for name in reversed(dotted.split(".")):
             nested = {name: nested}
         values = _merge(values, nested)
@@ -175,12 +175,19 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
 def _read(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path} does not exist")
-    values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    values = _parse(path.read_text(encoding="utf-8"), f"recipe {path}") or {}
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of fields, but is a {type(values).__name__}")
     values = _resolve_paths(values, path.parent)
     base = values.pop("extends", None)
     return values if base is None else _merge(_read(path.parent / base), values)
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not valid YAML: {error}") from None
 
 
 def _resolve_paths(value, folder: Path):
@@ -217,7 +224,13 @@ def _strict(cls: type, values: Any, prefix: str):
             name: _strict(EvaluationSet, value, f"{prefix}evaluation.{name}.")
             for name, value in values.get("evaluation", {}).items()
         }
+    # YAML writes 1 for 1.0.
+    as_float = {
+        name: float(value)
+        for name, value in values.items()
+        if type(value) is int and fields[name] in (float, float | None)
+    }
     try:
-        return cls(**(values | nested))
+        return cls(**(values | nested | as_float))
     except Exception as error:  # huggingface_hub raises several classes, whose messages name the field
         raise ValueError(f"recipe {prefix or 'recipe'}: {error}") from None

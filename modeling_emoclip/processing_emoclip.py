@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processor of EmoCLIP: texts and videos -> the model's inputs."""
+
+from transformers import AutoTokenizer, CLIPImageProcessor
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from .video_processing_emoclip import EmoCLIPVideoProcessor, EmoCLIPVideoProcessorKwargs
+
+_FROM_IMAGE_PROCESSOR = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_convert_rgb",
+)
+
+
+class EmoCLIPProcessorKwargs(ProcessingKwargs, total=False):
+    videos_kwargs: EmoCLIPVideoProcessorKwargs
+
+
+class EmoCLIPProcessor(ProcessorMixin):
+    r"""
+    An `EmoCLIPVideoProcessor` and a CLIP tokenizer.
+
+    Args:
+        video_processor (`EmoCLIPVideoProcessor`)
+        tokenizer (`CLIPTokenizer`)
+
+    A call, `processor(text=..., videos=..., return_tensors="pt")`, needs at least one of the two and returns a
+    `BatchFeature` with `input_ids` and `attention_mask` `(number of texts, tokens)`, padded to the longest and cut to
+    the tokenizer's `model_max_length`, and what the video processor returns.
+
+    Example:
+
+    ```python
+    >>> processor = EmoCLIPProcessor.from_clip("openai/clip-vit-base-patch32", num_frames=8)
+    >>> inputs = processor(text=["amused", "bored"], videos="clip.mp4", return_tensors="pt")
+    >>> inputs.pixel_values_videos.shape
+    torch.Size([1, 8, 3, 224, 224])
+    ```"""
+
+    valid_processor_kwargs = EmoCLIPProcessorKwargs
+    text_kwargs = {"padding": True, "truncation": True}
+
+    def __init__(self, video_processor=None, tokenizer=None, **kwargs):
+        super().__init__(video_processor, tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "frame_mask"]
+
+    @classmethod
+    def from_clip(cls, name_or_path: str, **video_kwargs) -> "EmoCLIPProcessor":
+        """A processor for a model made of a CLIP checkpoint: its tokenizer, and its way to prepare images.
+
+        Args:
+            name_or_path: folder or Hub id of a CLIP or EmoCLIP checkpoint.
+            video_kwargs: of `EmoCLIPVideoProcessor`, as `num_frames`; they win over the checkpoint's.
+
+        Raises:
+            OSError: the checkpoint has no tokenizer, or neither image nor video processor.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        try:
+            clip = CLIPImageProcessor.from_pretrained(name_or_path).to_dict()
+        except OSError:  # a checkpoint of this package has a video processor instead
+            return cls(EmoCLIPVideoProcessor.from_pretrained(name_or_path, **video_kwargs), tokenizer)
+        from_clip = {name: clip[name] for name in _FROM_IMAGE_PROCESSOR if name in clip}
+        return cls(EmoCLIPVideoProcessor(**(from_clip | video_kwargs)), tokenizer)
+
+
+__all__ = ["EmoCLIPProcessor", "EmoCLIPProcessorKwargs"]

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a video file, or a folder of frame images, to the frames that somebody chooses; no others are decoded."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers.video_utils import VideoMetadata
+
+from .video_streams import ChooseFrames, ask_for_frames, read_stream, select
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def read_video(source, choose_frames: ChooseFrames, name: str | None = None) -> tuple[np.ndarray, VideoMetadata]:
+    """Decodes the chosen frames of one video, at the size it is stored in and upright.
+
+    Args:
+        source (`str`, `Path`, `bytes`, `dict` or `list`): a video file, its bytes, a folder of frame images (in the
+            natural order of their names: 2.jpg before 10.jpg), an image or a list of images, or a row of a `datasets`
+            column `Video(decode=False)`, `{"bytes": ..., "path": ...}`.
+        choose_frames: gets the metadata (number of frames, frames per second, ...), returns the indices of the wanted
+            frames, in any order and with repetitions. If fewer frames decode than the file holds, it is asked again.
+        name: what error messages call a source that is not a path.
+
+    Returns:
+        Frames `(T, H, W, 3)`, uint8, RGB, and their metadata: `frames_indices` is what was chosen. Images of other
+        sizes than the first chosen one are resized to it. Where the frame rate varies by more than a frame, indices
+        count on the regular grid of the mean rate and the frame on screen at that time is taken, so that sampling is
+        even in time and `metadata.timestamps` are right.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: the source is no readable video, a chosen index is not in it, or a chosen frame is missing because
+            the file is cut off. The message names the source.
+    """
+    source, name = _resolve(source, name or "the video")
+    if isinstance(source, list):
+        return _read_images(source, choose_frames, name)
+    return read_stream(source, choose_frames, name)
+
+
+def is_image_path(source) -> bool:
+    """Whether `source` is a path whose suffix is an image's."""
+    return isinstance(source, (str, Path)) and str(source).lower().endswith(IMAGE_SUFFIXES)
+
+
+def stack_images(images: list[Image.Image]) -> np.ndarray:
+    """`(T, H, W, C)`, uint8; images of other sizes than the first are resized to it. C is 3, or 4 if all are RGBA."""
+    mode = "RGBA" if all(image.mode == "RGBA" for image in images) else "RGB"
+    images = [image.convert(mode) for image in images]
+    size = images[0].size
+    return np.stack([np.asarray(i if i.size == size else i.resize(size, Image.Resampling.BICUBIC)) for i in images])
+
+
+def _resolve(source, name: str) -> tuple[str | bytes | list[str], str]:
+    """A path to an existing, non-empty file, bytes or a list of images; and the name for messages."""
+    if isinstance(source, dict):
+        if source.get("bytes") is None and source.get("path") is None:
+            raise ValueError(f"{name} is a dict whose 'bytes' and 'path' are both missing: {sorted(source)}")
+        name = source.get("path") or name
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, (bytes, bytearray)):
+        if not source:
+            raise ValueError(f"{name} is empty: 0 bytes")
+        return bytes(source), name
+    if isinstance(source, list):
+        return [str(path) for path in source], name
+    if not isinstance(source, (str, Path)):
+        raise ValueError(
+            f"{name} is a {type(source).__name__}, but must be a path, bytes, a dict with 'bytes' or 'path' as of "
+            "datasets' Video(decode=False), a list of frames, or an array of frames"
+        )
+    return _resolve_path(str(source))
+
+
+def _resolve_path(path: str) -> tuple[str | list[str], str]:
+    if re.match(r"[a-z]+://", path):
+        raise ValueError(f"{path} is a URL: download it first and give the path or the bytes of the file")
+    if os.path.isdir(path):
+        names = sorted(filter(is_image_path, os.listdir(path)), key=_natural_key)
+        names = [name for name in names if not name.startswith(".")]
+        if not names:
+            raise ValueError(f"{path} is a folder without frame images ({', '.join(IMAGE_SUFFIXES)})")
+        return [os.path.join(path, name) for name in names], path
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} does not exist")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{path} is empty: 0 bytes")
+    # Absolute, because FFmpeg takes a relative "take:1.mp4" for a protocol.
+    return ([path] if is_image_path(path) else os.path.abspath(path)), path
+
+
+def _natural_key(name: str) -> tuple:
+    parts = re.split(r"([0-9]+)", name)  # text and digits take turns
+    return [int(part) if odd else part for part, odd in zip(parts, len(parts) * [False, True], strict=False)], name
+
+
+def _read_images(paths: list[str], choose_frames: ChooseFrames, name: str) -> tuple[np.ndarray, VideoMetadata]:
+    metadata = VideoMetadata(total_num_frames=len(paths), video_backend="pillow")
+    chosen = ask_for_frames(choose_frames, metadata, name)
+    unique, inverse = np.unique(chosen, return_inverse=True)
+    frames = stack_images([_open_image(paths[index]) for index in unique])[..., :3]
+    return select(frames, inverse, metadata, chosen, "pillow")
+
+
+def _open_image(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
+        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+
+
+__all__ = ["IMAGE_SUFFIXES", "is_image_path", "read_video", "stack_images"]

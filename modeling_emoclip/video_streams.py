@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The video stream of one file: which frames it has, and decoding a few of them.
+
+Every file is demuxed once by PyAV, which decodes nothing and costs little: it finds what is not a video or is cut off
+(decord has crashed on damaged headers), counts the frames (headers lie, or say nothing) and tells their times. Then
+decord decodes, or PyAV where decord is missing, refuses the file, or counts other frames.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from PIL import Image
+from transformers.video_utils import VideoMetadata
+
+try:
+    import decord
+except ImportError:
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+
+ChooseFrames = Callable[[VideoMetadata], np.ndarray]
+_UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
+_MOST_FRAMES = 10_000_000  # four days; a header that says more is damaged
+
+
+def read_stream(source: str | bytes, choose_frames: ChooseFrames, name: str) -> tuple[np.ndarray, VideoMetadata]:
+    """`read_video` of video_decoding.py for a file that exists, or its bytes."""
+    try:
+        table = _frame_table(source, name)
+        found = _read_by_time(source, table, choose_frames, name) if table.is_usable else None
+        return found or _read_by_counting(source, choose_frames, name)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{name} {_UNREADABLE} ({error.strerror})") from None
+
+
+@dataclass
+class _FrameTable:
+    """What the packets of a video stream tell without decoding: one entry for each frame, in the order of display."""
+
+    times: np.ndarray  # (frames,), int64, in units of time_base
+    keyframe_times: np.ndarray
+    time_base: float
+    is_usable: bool  # every frame has a time of its own
+    is_cut_off: bool
+    num_promised: int  # frames, by the header
+    is_plain: bool  # one stream, whose header counts the same frames; decord misreads or dies on others
+    width: int
+    height: int
+
+    @property
+    def total_num_frames(self) -> int:
+        return max(len(self.times), self.num_promised) if self.is_cut_off else len(self.times)
+
+    def metadata(self) -> VideoMetadata:
+        span = float(self.times[-1] - self.times[0]) * self.time_base
+        fps = round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None
+        return VideoMetadata(
+            total_num_frames=self.total_num_frames,
+            fps=fps,
+            duration=None if fps is None else self.total_num_frames / fps,
+            width=self.width,
+            height=self.height,
+        )
+
+    def frames_at(self, indices: np.ndarray) -> np.ndarray:
+        """Indices as metadata counts them -> frames of the file; the same unless the frame rate varies."""
+        if len(self.times) < 3 or self.is_cut_off:
+            return indices
+        grid = np.linspace(self.times[0], self.times[-1], len(self.times))
+        if np.abs(self.times - grid).max() <= grid[1] - grid[0]:
+            return indices
+        half_a_tick = 0.5  # the grid is rounded, the times are not
+        return np.searchsorted(self.times, grid[indices] + half_a_tick, side="right") - 1
+
+
+@contextmanager
+def _opened(source: str | bytes, name: str) -> Iterator[tuple]:
+    """Container and its video stream; of several, the first that is not a cover picture."""
+    # The white list keeps a playlist that calls itself a video from fetching other things.
+    options = {"protocol_whitelist": "file"}
+    with av.open(io.BytesIO(source) if isinstance(source, bytes) else source, options=options) as container:
+        streams = [s for s in container.streams.video if av.stream.Disposition.attached_pic not in s.disposition]
+        if not streams:
+            raise ValueError(f"{name} has no video stream: it holds sound or pictures only, or is cut off")
+        streams[0].thread_type = "NONE"  # frame threads can hang next to torch's
+        yield container, streams[0]
+
+
+def _frame_table(source: str | bytes, name: str) -> _FrameTable:
+    with _opened(source, name) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        # The end of a file that is cut off within a frame. Discarded ones only help to decode those after them.
+        is_cut_off = any(packet.is_corrupt for packet in packets)
+        shown = [packet for packet in packets if not packet.is_discard and not packet.is_corrupt]
+        times = [packet.pts for packet in shown]
+        is_usable = bool(times) and None not in times and len(set(times)) == len(times)
+        keyframes = [p.pts for p in packets if p.is_keyframe and p.pts is not None]
+        return _FrameTable(
+            times=np.sort(np.array(times if is_usable else [], dtype=np.int64)),
+            keyframe_times=np.sort(np.array(keyframes, dtype=np.int64)),
+            time_base=float(stream.time_base),
+            is_usable=is_usable,
+            is_cut_off=is_cut_off,
+            num_promised=stream.frames if stream.frames <= _MOST_FRAMES else 0,
+            is_plain=len(container.streams.video) == 1 and stream.frames in (0, len(times)) and not is_cut_off,
+            width=stream.width,
+            height=stream.height,
+        )
+
+
+def _read_by_time(source, table: _FrameTable, choose_frames, name) -> tuple[np.ndarray, VideoMetadata] | None:
+    """`None` if some frame that the file holds does not decode."""
+    metadata = table.metadata()
+    chosen = ask_for_frames(choose_frames, metadata, name)
+    wanted, inverse = np.unique(table.frames_at(chosen), return_inverse=True)
+    if wanted[-1] >= len(table.times):
+        raise ValueError(
+            f"{name} is cut off: {len(table.times)} of its {metadata.total_num_frames} frames are there, but frame "
+            f"{wanted[-1]} is wanted"
+        )
+    frames, backend = _decode_with_decord(source, table, wanted), "decord"
+    if frames is None:
+        frames, backend = _decode_with_pyav(source, table, wanted, name), "pyav"
+    return None if frames is None else select(frames, inverse, metadata, chosen, backend)
+
+
+def _decode_with_decord(source, table: _FrameTable, wanted: np.ndarray) -> np.ndarray | None:
+    if decord is None or not table.is_plain:
+        return None
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
+        if len(reader) != len(table.times):  # it also counts frames that an edit list leaves out
+            return None
+        frames = reader.get_batch(wanted.tolist())
+        return frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames)  # a bridge is set
+    except Exception:  # on videos narrower than 64 pixels, for one; PyAV decides whether the file is at fault
+        return None
+
+
+def _decode_with_pyav(source, table: _FrameTable, wanted: np.ndarray, name: str) -> np.ndarray | None:
+    """Jumps to the last key frame before each wanted frame, unless decoding on from the previous one is nearer."""
+    frames: list[np.ndarray] = []
+    with _opened(source, name) as (container, stream):
+        decoded = _decoded(container, stream)
+        position = table.times[0] if len(table.keyframe_times) else None
+        for time in table.times[wanted]:
+            before = table.keyframe_times[: np.searchsorted(table.keyframe_times, time, side="right")]
+            if len(before) and before[-1] > position:
+                container.seek(int(before[-1]), stream=stream)
+                decoded = _decoded(container, stream)
+            frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= time), None)
+            if frame is None or frame.pts != time:
+                return None
+            position = time
+            frames.append(_upright(frame, frames))
+    return np.stack(frames)
+
+
+def _read_by_counting(source, choose_frames, name) -> tuple[np.ndarray, VideoMetadata]:
+    """Decodes everything twice; for the rare file whose packets do not tell which frames will decode."""
+    with _opened(source, name) as (container, stream):
+        total = sum(1 for _ in _decoded(container, stream))
+        rate = float(stream.average_rate) if stream.average_rate else None
+    if total == 0:
+        raise ValueError(f"{name} {_UNREADABLE} (no frame decodes)")
+    metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=None if rate is None else total / rate)
+    chosen = ask_for_frames(choose_frames, metadata, name)
+    wanted, inverse = np.unique(chosen, return_inverse=True)
+    frames: list[np.ndarray] = []
+    with _opened(source, name) as (container, stream):
+        for index, frame in enumerate(_decoded(container, stream)):
+            if len(frames) < len(wanted) and index == wanted[len(frames)]:
+                frames.append(_upright(frame, frames))
+    return select(np.stack(frames), inverse, metadata, chosen, "pyav")
+
+
+def _decoded(container, stream) -> Iterator[av.VideoFrame]:
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:  # a damaged packet is a missing frame
+            continue
+
+
+def _upright(frame: av.VideoFrame, previous: list[np.ndarray]) -> np.ndarray:
+    """`(H, W, 3)`, uint8, turned as the display matrix says (decord turns by itself), sized as the frames before."""
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+    if previous and pixels.shape != previous[0].shape:
+        height, width = previous[0].shape[:2]
+        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return pixels
+
+
+def ask_for_frames(choose_frames: ChooseFrames, metadata: VideoMetadata, name: str) -> np.ndarray:
+    """The chosen indices `(T,)`, int64; a ValueError if they are not in the clip."""
+    indices = np.asarray(choose_frames(metadata))
+    total = metadata.total_num_frames
+    if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
+        raise ValueError(f"{name}: the chosen frames must be a list of indices, but are {indices!r}")
+    if indices.min() < 0 or indices.max() >= total:
+        raise ValueError(f"{name} has {total} frames, but frames {indices.min()} to {indices.max()} are chosen")
+    return indices.astype(np.int64)
+
+
+def select(frames, inverse, metadata, chosen, backend) -> tuple[np.ndarray, VideoMetadata]:
+    """Distinct decoded frames -> the chosen ones `(T, H, W, 3)`; the metadata is completed."""
+    metadata.height, metadata.width = frames.shape[1:3]
+    metadata.frames_indices, metadata.video_backend = chosen, backend
+    return np.ascontiguousarray(frames[inverse]), metadata
+
+
+__all__ = ["ChooseFrames", "ask_for_frames", "read_stream", "select"]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from modeling_emoclip.prompts import encode_labels, label_texts
+
+
+def encode(texts):
+    """A vector of its own for each text, of any length."""
+    return torch.stack([torch.randn(6, generator=torch.Generator().manual_seed(sum(map(ord, t)))) * 7 for t in texts])
+
+
+def test_a_name_gets_its_descriptions_else_the_template():
+    descriptions = {"anger": ["lowered brows", "a glare"]}
+    assert label_texts(["anger", "calm"], descriptions) == {
+        "anger": (("lowered brows", "a glare"),),
+        "calm": (("an expression of calm.",),),
+    }
+    assert label_texts(["anger"], descriptions, "a photo of {}") == {"anger": (("a photo of anger",),)}
+
+
+def test_a_dict_brings_one_description_or_several():
+    assert label_texts({"a": "one", "b": ["two", "three"]}) == {"a": (("one",),), "b": (("two", "three"),)}
+
+
+def test_compound_labels_are_the_mean_of_their_parts():
+    texts = label_texts(["anger", "disgust", "anger + disgust"], {"anger": ["lowered brows", "a glare"]}, None)
+    embeds = encode_labels(texts, encode)
+    torch.testing.assert_close(embeds[2], normalize((embeds[0] + embeds[1]) / 2, dim=-1))
+    torch.testing.assert_close(embeds[1], normalize(encode(["an expression of disgust."])[0], dim=-1))
+
+
+def test_several_descriptions_are_averaged_as_unit_vectors_and_each_text_is_encoded_once():
+    calls = []
+
+    def counting(texts):
+        calls.append(list(texts))
+        return encode(texts)
+
+    embeds = encode_labels(label_texts({"a": ["x", "y"], "b": ["y", "x"], "c": "y"}), counting)
+    assert calls == [["x", "y"]]
+    x, y = normalize(encode(["x", "y"]), dim=-1)
+    torch.testing.assert_close(embeds[0], normalize((x + y) / 2, dim=-1))
+    torch.testing.assert_close(embeds[0], embeds[1])
+    torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "empty"),
+        ({}, "empty"),
+        ("anger", "list of labels"),
+        (None, "list of labels"),
+        (["anger", "calm", "anger"], "'anger' more than once"),
+        (["anger", " "], "' '"),
+        (["anger", 3], "3"),
+        (["anger +"], "empty part"),
+        ({"anger": []}, "anger"),
+        ({"anger": ""}, "anger"),
+        ({"anger": ["x", None]}, "anger"),
+    ],
+)
+def test_bad_labels_get_one_clear_error(labels, message):
+    with pytest.raises(ValueError, match=message):
+        label_texts(labels)
+
+
+def test_a_template_without_a_place_for_the_label():
+    with pytest.raises(ValueError, match="hypothesis_template"):
+        label_texts(["anger"], None, "an expression")

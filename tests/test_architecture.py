@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The floors of the house: imports go down only, and what travels to the Hub stands alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODEL_FILES = sorted((ROOT / "modeling_emoclip").glob("*.py"))
+TRAINING_FILES = sorted((ROOT / "training").rglob("*.py"))
+
+FLOORS = {
+    "configuration_emoclip": 0,
+    "losses": 0,
+    "frame_sampling": 0,
+    "video_streams": 0,
+    "video_inputs": 2,
+    "video_decoding": 1,
+    "temporal": 1,
+    "prompts": 1,
+    "modeling_emoclip": 2,
+    "video_processing_emoclip": 3,
+    "processing_emoclip": 4,
+    "pipeline_emoclip": 5,
+    "__init__": 6,
+}
+ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "av", "decord"}
+STANDARD = set("collections contextlib copy dataclasses functools io logging math os pathlib re typing".split())
+
+
+def imports(path):
+    """(module, level, node) of every import statement."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
+def test_model_files_stand_alone_on_the_hub(path):
+    floor = FLOORS[path.stem]
+    for module, level in imports(path):
+        if level:
+            assert level == 1 and "." not in module, f"{path.name}: the Hub loads one flat folder, not {module}"
+            assert FLOORS[module] < floor, f"{path.name} (floor {floor}) imports {module} (floor {FLOORS[module]})"
+        else:
+            assert module.split(".")[0] in ALLOWED_IN_MODEL | STANDARD, f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_training_imports_go_down(path):
+    floors = {"train": 6, "export": 6, "check_hub_folder": 6, "evaluation": 5.5, "build": 5, "feature_cache": 4.5}
+    floor = floors.get(path.stem, 4)
+    for module, level in imports(path):
+        assert level == 0, f"{path.name}: training uses absolute imports"
+        if module.startswith("training.") and module.count(".") == 1:
+            assert floors.get(module.split(".")[1], 4) <= floor, f"{path.name} imports {module}"
+
+
+def test_the_loop_knows_no_task_and_no_data_set():
+    source = (ROOT / "training" / "train.py").read_text(encoding="utf-8").lower()
+    for name in ("dfew", "ferv39k", "mafw", "afew", "dferclip", "contrastive", "caption", "promptclassification"):
+        assert name not in source
