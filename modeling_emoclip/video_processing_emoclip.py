@@ -127,8 +127,8 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         return sample_frames(
             frame_sampling or self.frame_sampling,
             metadata.total_num_frames,
-            num_frames or self.num_frames,
-            stride=frame_stride or self.frame_stride,
+            self.num_frames if num_frames is None else num_frames,
+            stride=self.frame_stride if frame_stride is None else frame_stride,
             rng=rng,
         )
 

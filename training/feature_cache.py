@@ -62,10 +62,15 @@ def encode_frames(model, video_processor, rows, cache_dir: Path, num_workers: in
     loader = torch.utils.data.DataLoader(
         _AllFrames(rows.select(clips), video_processor), batch_size=None, num_workers=num_workers
     )
+    waiting: list[torch.Tensor] = []  # short clips wait for each other, so that the tower gets full batches
     encoded: list[torch.Tensor] = []
     for index, pixel_values in zip(clips, tqdm(loader, title, unit="clip", disable=not clips), strict=True):
-        encoded.append(_encode(model, pixel_values))
-        if (index + 1) % CLIPS_PER_SHARD == 0 or index + 1 == len(rows):
+        waiting.append(pixel_values)
+        shard_is_complete = (index + 1) % CLIPS_PER_SHARD == 0 or index + 1 == len(rows)
+        if shard_is_complete or sum(map(len, waiting)) >= FRAMES_PER_BATCH:
+            encoded += _encode(model, torch.cat(waiting)).split([len(clip) for clip in waiting])
+            waiting = []
+        if shard_is_complete:
             _write(shards[index // CLIPS_PER_SHARD], encoded)
             encoded = []
     return FrameEmbeds(shards)

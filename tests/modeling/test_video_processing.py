@@ -196,6 +196,12 @@ def test_only_needed_images_are_opened(folder, monkeypatch):
 # --- bad files
 
 
+def test_an_unknown_codec(tmp_path):
+    data = write_video(tmp_path / "clip.mp4").read_bytes()
+    with pytest.raises(ValueError, match="video 2 of the batch of 2 cannot be read: its codec is unknown here"):
+        EmoCLIPVideoProcessor()([data, data.replace(b"avc1", b"xyz1")], return_tensors="pt")
+
+
 def write_sound(path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -428,6 +434,8 @@ def test_bad_settings():
         EmoCLIPVideoProcessor(frame_sampling="middle")
     with pytest.raises(ValueError, match="stride is -1"):
         EmoCLIPVideoProcessor(frame_sampling="strided_window")(np.zeros((9, 9, 9, 3), np.uint8), frame_stride=-1)
+    with pytest.raises(ValueError, match="num_frames is 0"):
+        EmoCLIPVideoProcessor()(np.zeros((9, 9, 9, 3), np.uint8), num_frames=0)
     with pytest.raises(TypeError):
         EmoCLIPVideoProcessor()(np.zeros((9, 9, 9, 3), np.uint8), frame_sampler="segment_middle")
 
