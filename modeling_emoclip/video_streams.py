@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The video stream of one file: which frames it has, and decoding a few of them.
 
-Every file is demuxed once by PyAV, which decodes nothing and costs little: it finds what is not a video or is cut off
-(decord has crashed on damaged headers), counts the frames (headers lie, or say nothing) and tells their times. Then
-decord decodes, or PyAV where decord is missing, refuses the file, or counts other frames.
+Every file is demuxed once by PyAV, which decodes nothing and costs little: it finds what is not a video or is cut off,
+counts the frames (headers lie, or say nothing) and tells their times. Then decord decodes, or PyAV where decord is
+missing, refuses the file, counts other frames, or cannot be trusted with it.
 """
 
 import io
@@ -25,6 +25,9 @@ else:
 
 ChooseFrames = Callable[[VideoMetadata], np.ndarray]
 _UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
+# decord 0.6 was tried on thousands of damaged files. It aborts when the header promises absurdly many frames, and
+# segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which no look at the packets can tell.
+_DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 _MOST_FRAMES = 10_000_000  # four days; a header that says more is damaged
 
 
@@ -48,7 +51,7 @@ class _FrameTable:
     is_usable: bool  # every frame has a time of its own
     is_cut_off: bool
     num_promised: int  # frames, by the header
-    is_plain: bool  # one stream, whose header counts the same frames; decord misreads or dies on others
+    suits_decord: bool
     width: int
     height: int
 
@@ -58,7 +61,7 @@ class _FrameTable:
 
     def metadata(self) -> VideoMetadata:
         span = float(self.times[-1] - self.times[0]) * self.time_base
-        fps = round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None
+        fps = (round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None) or None
         return VideoMetadata(
             total_num_frames=self.total_num_frames,
             fps=fps,
@@ -113,7 +116,10 @@ def _frame_table(source: str | bytes, name: str) -> _FrameTable:
             is_usable=is_usable,
             is_cut_off=is_cut_off,
             num_promised=stream.frames if stream.frames <= _MOST_FRAMES else 0,
-            is_plain=len(container.streams.video) == 1 and stream.frames in (0, len(times)) and not is_cut_off,
+            suits_decord=len(container.streams.video) == 1
+            and stream.frames in (0, len(times))
+            and stream.codec_context.name in _DECORD_CODECS
+            and not is_cut_off,
             width=stream.width,
             height=stream.height,
         )
@@ -129,8 +135,6 @@ def _read_by_time(source, table: _FrameTable, choose_frames, name) -> tuple[np.n
             f"{name} is cut off: {len(table.times)} of its {metadata.total_num_frames} frames are there, but frame "
             f"{wanted[-1]} is wanted"
         )
-    # decord still dies on about one in 2000 files with damaged pictures, which no look at the packets can tell; PyAV
-    # has not. To decode files of strangers, uninstall decord: PyAV, which jumps to key frames, is not slower.
     for backend, decode in (("decord", _decode_with_decord), ("pyav", _decode_with_pyav)):
         frames = decode(source, table, wanted, name)
         if frames is not None:
@@ -139,7 +143,7 @@ def _read_by_time(source, table: _FrameTable, choose_frames, name) -> tuple[np.n
 
 
 def _decode_with_decord(source, table: _FrameTable, wanted: np.ndarray, name: str) -> np.ndarray | None:
-    if decord is None or not table.is_plain:
+    if decord is None or not table.suits_decord:
         return None
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
