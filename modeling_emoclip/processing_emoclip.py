@@ -23,6 +23,7 @@ _FROM_IMAGE_PROCESSOR = (
 
 class EmoCLIPProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: EmoCLIPVideoProcessorKwargs
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
 class EmoCLIPProcessor(ProcessorMixin):
@@ -47,7 +48,6 @@ class EmoCLIPProcessor(ProcessorMixin):
     ```"""
 
     valid_processor_kwargs = EmoCLIPProcessorKwargs
-    text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(self, video_processor=None, tokenizer=None, **kwargs):
         super().__init__(video_processor, tokenizer, **kwargs)
