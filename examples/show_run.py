@@ -104,6 +104,9 @@ def draw(rows, predictions: list[list[dict]], metrics: dict, path: Path):
     figure = plt.figure(figsize=(11, 2.6 + 1.45 * len(rows)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[2.6, 1.45 * len(rows)])
     draw_bars(top.subplots(), metrics)
+    bottom.suptitle(
+        "Scores of the 11 labels, highest four; green: what the clip shows", fontsize=10, x=0.005, ha="left"
+    )
     axes = bottom.subplots(len(rows), 2, width_ratios=[2.2, 1])
     names = rows.features["label"].names
     for (left, right), row, scores in zip(axes, rows, predictions, strict=True):
@@ -138,7 +141,8 @@ def draw_bars(axis, metrics: dict):
     axis.set_xticks(
         range(len(SETS)), [title.replace(", ", ",\n").replace(": ", ":\n") for title in SETS.values()], fontsize=7.5
     )
-    axis.set_ylabel("zero-shot UAR, %")
+    axis.set_title("Zero-shot on people never seen", loc="left", fontsize=10)
+    axis.set_ylabel("UAR, %")
     axis.set_ylim(0, 112)
     axis.legend(fontsize=8, ncols=3, loc="upper center", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
