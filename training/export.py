@@ -128,6 +128,7 @@ def export_clip(run_dir: Path, clip_dir: Path) -> Path:
         "do_normalize",
     )
     image_processor = CLIPImageProcessor(**{name: getattr(video_processor, name) for name in fields})
+    processor.tokenizer.init_kwargs.pop("auto_map", None)  # would send AutoProcessor after code of ours
     CLIPProcessor(image_processor, processor.tokenizer).save_pretrained(clip_dir)
     (clip_dir / "README.md").write_text(write_card(run_dir, "clip.md", model), encoding="utf-8")
     return clip_dir
@@ -150,12 +151,15 @@ def write_card(run_dir: Path, template: str, model) -> str:
         for name, final in metrics["final"].items()
         for metric in ("uar", "war")
     ]
+    is_clip = template == "clip.md"
+    tags = ["facial-expression-recognition", "emotion-recognition", "clip"]
     card_data = ModelCardData(
         license="apache-2.0",
         language="en",
         library_name="transformers",
-        pipeline_tag="video-classification",
-        tags=[TASK, "facial-expression-recognition", "emotion-recognition", "clip", "custom_code"],
+        # The Hub has no task of the pipeline's name.
+        pipeline_tag="zero-shot-image-classification" if is_clip else "video-classification",
+        tags=tags if is_clip else [TASK, *tags, "custom_code"],
         model_name=metrics["title"],
         eval_results=results or None,
     )

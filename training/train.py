@@ -19,6 +19,7 @@ import transformers
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -178,8 +179,7 @@ def resume(accelerator: Accelerator, checkpoint: Path) -> list[dict]:
 
 
 def load_selected(experiment: Experiment, checkpoint: Path):
-    from safetensors.torch import load_file
-
+    """The weights of the epoch that `run.select_on` chose."""
     experiment.model.load_state_dict(load_file(checkpoint / "selected.safetensors"))
 
 

@@ -173,6 +173,7 @@ def test_pretraining_from_random_weights_and_export_as_clip(make_recipe, tmp_pat
     clip = CLIPModel.from_pretrained(tmp_path / "clip")
     assert torch.equal(clip.visual_projection.weight, weights(tmp_path / "run")["visual_projection.weight"])
     assert "component" not in " ".join(clip.state_dict())
+    assert not [path for path in (tmp_path / "clip").glob("*.json") if "auto_map" in path.read_text()]
     processor = AutoProcessor.from_pretrained(tmp_path / "clip")
     assert (
         processor(text=["a smile"], images=torch.zeros(3, 70, 80), return_tensors="pt")["pixel_values"].shape[-1] == 64
