@@ -25,6 +25,7 @@ class Clips(torch.utils.data.Dataset):
 
     def __init__(self, rows, video_processor, frame_sampling=None, seed=0, frame_embeds=None, text_embeds=None):
         self.rows = rows
+        self.captions = list(rows["caption"])  # a row costs more to fetch than everything else a cached clip needs
         self.num_frames = video_processor.num_frames
         self.frame_stride = video_processor.frame_stride
         self.frame_sampling = frame_sampling or video_processor.frame_sampling
@@ -41,12 +42,9 @@ class Clips(torch.utils.data.Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict:
-        row = self.rows[index]
-        item = {"caption": row["caption"]}
-        if "components" in row:
-            item["components"] = torch.tensor(row["components"])
+        item = {"caption": self.captions[index]}
         if self.text_embeds is not None:
-            item["text_embeds"] = self.text_embeds[row["caption"]]
+            item["text_embeds"] = self.text_embeds[item["caption"]]
 
         def choose_frames(total_num_frames: int) -> np.ndarray:
             rng = np.random.default_rng([self.seed, self.epoch, index])
@@ -57,7 +55,11 @@ class Clips(torch.utils.data.Dataset):
         if self.frame_embeds is not None:
             frame_embeds = self.frame_embeds[index]  # (all frames, D)
             item["frame_embeds"] = frame_embeds[choose_frames(len(frame_embeds))]
-        elif "image" in row:
+            return item
+        row = self.rows[index]
+        if "components" in row:
+            item["components"] = torch.tensor(row["components"])
+        if "image" in row:
             item["frames"] = torch.from_numpy(np.array(row["image"].convert("RGB")))[None]  # (1, H, W, 3)
         else:
             frames, _ = read_video(row["video"], lambda metadata: choose_frames(metadata.total_num_frames))

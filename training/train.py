@@ -81,7 +81,7 @@ def train(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, outp
         shuffle=True,
         drop_last=True,
         collate_fn=experiment.train_collator,
-        num_workers=recipe.run.num_workers,
+        num_workers=0 if experiment.train_clips.frame_embeds is not None else recipe.run.num_workers,
     )
     if len(loader) == 0:
         raise ValueError(
