@@ -8,6 +8,7 @@ RUN := outputs/synthetic_emoclip
 
 ## Renders faces, trains, evaluates, exports, and names the expression in held-out clips (and in VIDEO=path).
 demo: $(INSTALLED)
+	rm -rf $(RUN)
 	$(PYTHON) -m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no training/train.py training/recipes/synthetic_emoclip.yaml run.output_dir=$(RUN)
 	$(PYTHON) training/export.py $(RUN)

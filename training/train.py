@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> dict:
     options = parser.parse_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.overrides)
-    except (FileNotFoundError, ValueError) as error:
+        check_output_dir(recipe)
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
         parser.error(str(error))
     return run(recipe)
 
@@ -131,19 +132,27 @@ def train_epoch(model, loader, optimizer, scheduler, accelerator: Accelerator, o
     return total / len(loader)
 
 
-def open_output_dir(recipe: Recipe) -> Path:
-    """Makes the folder; refuses one that belongs to another recipe."""
-    output_dir = Path(recipe.run.output_dir)
+def check_output_dir(recipe: Recipe) -> dict:
+    """The recipe as it will be written; a FileExistsError if the output folder belongs to another one."""
     resolved = recipe.to_dict()
     resolved["run"].pop("resume")  # asking to go on does not make it another experiment
-    written = output_dir / "recipe.yaml"
+    written = Path(recipe.run.output_dir) / "recipe.yaml"
     if written.exists() and yaml.safe_load(written.read_text(encoding="utf-8")) != resolved:
         raise FileExistsError(
-            f"run.output_dir={output_dir} holds the run of another recipe (see {written}); choose another folder"
+            f"run.output_dir={recipe.run.output_dir} holds the run of another recipe (see {written}); choose another "
+            "folder, or remove that one"
         )
+    return resolved
+
+
+def open_output_dir(recipe: Recipe) -> Path:
+    """Makes the folder of the run and writes the resolved recipe into it."""
+    resolved = check_output_dir(recipe)
+    output_dir = Path(recipe.run.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "metrics.json").unlink(missing_ok=True)
-    written.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    recipe_text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    (output_dir / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
     return output_dir
 
 
