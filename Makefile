@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.emoclip-installed
 RUN := outputs/synthetic_emoclip
 
-.PHONY: demo test check style
+.PHONY: demo test common-tests check style
 
 ## Renders faces, trains, evaluates, exports, and names the expression in held-out clips (and in VIDEO=path).
 demo: $(INSTALLED)
@@ -17,6 +17,16 @@ demo: $(INSTALLED)
 ## The tests, without network and GPU.
 test: $(INSTALLED)
 	$(PYTHON) -m pytest
+
+## transformers' own tests of every model, from the source distribution of the installed version; needs network once.
+common-tests: $(INSTALLED)
+	version=$$($(PYTHON) -c "import transformers; print(transformers.__version__)") && \
+	source=build/transformers-$$version && \
+	if ! test -d $$source; then \
+		$(PYTHON) -m pip download --quiet --no-deps --no-binary transformers --dest build transformers==$$version && \
+		tar -xzf $$source.tar.gz -C build; \
+	fi && \
+	TRANSFORMERS_SOURCE=$$source $(PYTHON) -m pytest -m slow tests/modeling/test_transformers_common.py
 
 ## What continuous integration checks besides the tests.
 check: $(INSTALLED)

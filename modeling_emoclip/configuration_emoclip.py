@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of the EmoCLIP models."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+CLASS_POSITIONS = ("end", "middle", "front")
+REGRESSION_LOSSES = ("mse", "l1", "ccc")
 
 
 @strict
@@ -28,6 +33,24 @@ class EmoCLIPConfig(PreTrainedConfig):
         temporal_layer_norm_eps (`float`, defaults to 1e-5).
         class_descriptions (`dict[str, list[str]]`, *optional*): label -> texts that stand for it. The pipeline uses
             them for a label that is given by its name only.
+
+        prompt_num_context_tokens (`int`, defaults to 8): learnable tokens beside each class text.
+        prompt_class_specific_contexts (`bool`, defaults to `True`): contexts for each class, or one set for all.
+        prompt_class_position (`str`, defaults to `"end"`): where the class text stands relative to the contexts:
+            `"end"`, `"front"`, or `"middle"`, half of the contexts (rounded down) before it and the others after it.
+        prompt_logit_scale (`float`, *optional*, defaults to 100): fixed scale of the cosine. `None` is the learned
+            one, `exp(logit_scale)`.
+        prompt_class_embeds_frozen (`bool`, defaults to `False`): the class embeddings are stored in the checkpoint and
+            the text tower is not run in evaluation. Set by `freeze_class_embeds()` of the model.
+        class_input_ids (`list[list[int]]`, *optional*): token ids of the text of each class, without start and end
+            token, in the order of `id2label`. With them no tokenizer is needed.
+        class_weights (`list[float]`, *optional*): weight of each class in the cross-entropy, in that order too.
+        target_names (`list[str]`, *optional*): what a regression predicts. They become `id2label` where that is not
+            given.
+        target_ranges (`list[list[float]]`, *optional*): `[low, high]` of each target. Labels must lie in it;
+            predictions are neither scaled nor cut to it.
+        regression_loss (`str`, defaults to `"mse"`): `"mse"`, `"l1"` or `"ccc"` (1 - concordance correlation).
+        id2label, label2id, num_labels: the classes or targets, as in every transformers model.
 
     Example:
 
@@ -55,6 +78,31 @@ class EmoCLIPConfig(PreTrainedConfig):
     temporal_residual: bool = True
     temporal_layer_norm_eps: float = 1e-5
     class_descriptions: dict | None = None
+    prompt_num_context_tokens: int = 8
+    prompt_class_specific_contexts: bool = True
+    prompt_class_position: str = "end"
+    prompt_logit_scale: float | int | None = 100.0
+    prompt_class_embeds_frozen: bool = False
+    class_input_ids: list | None = None
+    class_weights: list | None = None
+    target_names: list | None = None
+    target_ranges: list | None = None
+    regression_loss: str = "mse"
+
+    # What transformers' Trainer does not gather from every batch of an evaluation.
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "video_embeds", "text_embeds", "frame_embeds"]
+
+    def __post_init__(self, **kwargs):
+        if self.architectures is None:
+            self.architectures = []  # transformers iterates over it to choose among the classes of one Auto class
+        if self.target_names is not None and self.id2label is None and "num_labels" not in kwargs:
+            self.id2label = dict(enumerate(self.target_names))
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_frames(self) -> None:
+        """Read by transformers' `video-classification` pipeline; `None` leaves the number to the video processor."""
 
     @classmethod
     def from_clip_config(cls, clip_config: CLIPConfig, **overrides) -> "EmoCLIPConfig":
@@ -65,7 +113,7 @@ class EmoCLIPConfig(PreTrainedConfig):
             "projection_dim": clip_config.projection_dim,
             "logit_scale_init_value": clip_config.logit_scale_init_value,
         }
-        unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
+        unknown = sorted(set(overrides) - set(cls.__dataclass_fields__) - {"num_labels"})
         if unknown:  # PreTrainedConfig would keep a misspelt name as an attribute nobody reads
             raise ValueError(f"EmoCLIPConfig has no field {', '.join(unknown)}")
         return cls(**(from_clip | overrides))
@@ -79,6 +127,7 @@ class EmoCLIPConfig(PreTrainedConfig):
             "temporal_head_dim": 1,
             "temporal_intermediate_size": 1,
             "temporal_max_frames": 1,
+            "prompt_num_context_tokens": 0,
         }
         for field, least in smallest.items():
             if getattr(self, field) < least:
@@ -86,6 +135,62 @@ class EmoCLIPConfig(PreTrainedConfig):
         for label, texts in (self.class_descriptions or {}).items():
             if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) and t for t in texts):
                 raise ValueError(f"class_descriptions[{label!r}] is {texts!r}, but must be a list of non-empty texts")
+
+    def validate_prompt(self):
+        """Part of `@strict`: the class texts fit the labels and, with their contexts, the text tower."""
+        if self.prompt_class_position not in CLASS_POSITIONS:
+            raise ValueError(f"prompt_class_position is {self.prompt_class_position!r}, but must be {CLASS_POSITIONS}")
+        if self.prompt_logit_scale is not None and not 0 < self.prompt_logit_scale < math.inf:
+            raise ValueError(f"prompt_logit_scale is {self.prompt_logit_scale}, but must be greater than 0 or None")
+        if self.class_input_ids is None:
+            return
+        self._check_one_per_label("class_input_ids")
+        vocab_size, max_tokens = self.text_config.vocab_size, self.text_config.max_position_embeddings
+        for index, ids in enumerate(self.class_input_ids):
+            if not isinstance(ids, (list, tuple)) or not all(_is_int(i) and 0 <= i < vocab_size for i in ids):
+                raise ValueError(
+                    f"class_input_ids[{index}] is {ids!r}, but must be a list of token ids from 0 to "
+                    f"text_config.vocab_size - 1 = {vocab_size - 1}"
+                )
+            if (length := len(ids) + self.prompt_num_context_tokens + 2) > max_tokens:
+                raise ValueError(
+                    f"class_input_ids[{index}] has {len(ids)} tokens, which makes {length} with "
+                    f"prompt_num_context_tokens = {self.prompt_num_context_tokens} and the start and end token, but "
+                    f"text_config.max_position_embeddings is {max_tokens}"
+                )
+
+    def validate_targets(self):
+        """Part of `@strict`: weights, names and ranges fit the labels."""
+        if self.regression_loss not in REGRESSION_LOSSES:
+            raise ValueError(f"regression_loss is {self.regression_loss!r}, but must be one of {REGRESSION_LOSSES}")
+        if self.class_weights is not None:
+            self._check_one_per_label("class_weights")
+            if not all(_is_number(weight) and weight > 0 for weight in self.class_weights):
+                raise ValueError(f"class_weights is {self.class_weights}, but must hold numbers greater than 0")
+        if self.target_names is not None:
+            self._check_one_per_label("target_names")
+            if len(set(self.target_names)) < len(self.target_names) or not all(
+                isinstance(name, str) and name for name in self.target_names
+            ):
+                raise ValueError(f"target_names is {self.target_names}, but must hold distinct, non-empty texts")
+        for index, bounds in enumerate(self.target_ranges or []):
+            self._check_one_per_label("target_ranges")
+            if not (isinstance(bounds, (list, tuple)) and len(bounds) == 2 and all(map(_is_number, bounds))):
+                raise ValueError(f"target_ranges[{index}] is {bounds!r}, but must be [low, high]")
+            if not bounds[0] < bounds[1]:
+                raise ValueError(f"target_ranges[{index}] is {bounds!r}, but low must be less than high")
+
+    def _check_one_per_label(self, field: str):
+        if len(getattr(self, field)) != self.num_labels:
+            raise ValueError(f"{field} has {len(getattr(self, field))} entries, but num_labels is {self.num_labels}")
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
 
 
 __all__ = ["EmoCLIPConfig"]

@@ -15,16 +15,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_emoclip import EmoCLIPConfig
 from .losses import contrastive_loss
-from .temporal import (
-    EmoCLIPTemporalAttention,
-    EmoCLIPTemporalLayer,
-    EmoCLIPTemporalTransformer,
-    masked_mean,
-)
+from .temporal import EmoCLIPTemporalTransformer, masked_mean
 
 
 @dataclass
@@ -77,28 +71,34 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
     base_model_prefix = "emoclip"
     main_input_name = "pixel_values_videos"
     input_modalities = ("video", "text")
+    # Trainer takes any `**kwargs` for `num_items_in_batch`, and would no longer average over accumulated batches.
+    accepts_loss_kwargs = False
+    # Auto classes that load this class as remote code; `register_for_auto_class` alone takes one.
+    _auto_classes = ("AutoModel",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["CLIPTextEmbeddings", "CLIPVisionEmbeddings", "CLIPEncoderLayer", "EmoCLIPTemporalLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": EmoCLIPTemporalLayer, "attentions": EmoCLIPTemporalAttention}
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """What CLIP's own initialisation of its towers leaves over."""
+        """What the towers and the temporal transformer, which initialise themselves, leave over."""
         super()._init_weights(module)
-        if isinstance(module, EmoCLIPTemporalTransformer):
-            # The originals' `torch.randn`. CLIP-sized N(0, 0.02) trains worse: order is then lost beside the content.
-            init.normal_(module.class_token)
-            init.normal_(module.position_embedding)
-            if self.config.temporal_residual:
-                init.zeros_(module.output_projection.weight)
-        elif isinstance(module, EmoCLIPModel):
-            init.normal_(module.visual_projection.weight, std=self.config.vision_config.hidden_size**-0.5)
-            init.normal_(module.text_projection.weight, std=self.config.text_config.hidden_size**-0.5)
+        if module is getattr(self, "visual_projection", None) or module is getattr(self, "text_projection", None):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, EmoCLIPTowers):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers; the saved config names this class for all of its Auto classes."""
+        if self._auto_class is not None:
+            reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            others = {name: value for name, value in auto_map.items() if not name.startswith("AutoModel")}
+            self.config.auto_map = others | dict.fromkeys(self._auto_classes, reference)
+        return super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_clip(cls, name_or_path: str, *, revision: str | None = None, token=None, **config_overrides):
@@ -119,48 +119,28 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
         return cls.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub)
 
 
-class EmoCLIPModel(EmoCLIPPreTrainedModel):
-    """The contrastive model: video embeddings against text embeddings.
-
-    Submodule names are CLIP's, so any CLIP checkpoint fills the towers.
-
-    ```python
-    >>> from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
-
-    >>> clip = "openai/clip-vit-base-patch32"
-    >>> model, processor = EmoCLIPModel.from_clip(clip), EmoCLIPProcessor.from_clip(clip)
-    >>> inputs = processor(text=["a smile", "a frown"], videos="clip.mp4", return_tensors="pt")
-    >>> model(**inputs).logits_per_video.softmax(dim=-1)
-    ```"""
+class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
+    """What every model of the family has: CLIP's image tower on each frame, and what makes one embedding of them."""
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__(config)
         self.vision_model = CLIPVisionModel._from_config(config.vision_config)
-        self.text_model = CLIPTextModel._from_config(config.text_config)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.temporal = EmoCLIPTemporalTransformer(config) if config.temporal_num_layers > 0 else None
-        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return getattr(self, "text_model", self.vision_model).get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        getattr(self, "text_model", self.vision_model).set_input_embeddings(value)
 
     @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
-        """`input_ids (N, L)` -> output of the text tower whose `pooler_output (N, D)` is projected, not normalised."""
-        text_outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        text_outputs.pooler_output = self.text_projection(text_outputs.pooler_output)
-        return text_outputs
-
-    @capture_outputs(tie_last_hidden_states=False)
     def get_video_features(
         self,
         pixel_values_videos: torch.Tensor | None = None,
         frame_embeds: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
+        interpolate_frame_positions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EmoCLIPVideoFeatures:
         """Video embeddings, from pixels or from frames that are already encoded.
@@ -169,6 +149,8 @@ class EmoCLIPModel(EmoCLIPPreTrainedModel):
             pixel_values_videos: `(B, T, 3, height, width)`, or
             frame_embeds: `(B, T, D)`, as an earlier call returned them; exactly one of the two.
             frame_mask: `(B, T)`, true (or 1) for real frames. Padding frames never change a result.
+            interpolate_frame_positions: take more than `temporal_max_frames` frames; the positions are stretched
+                linearly over a clip that is longer. Without it such a clip is refused.
 
         Raises:
             ValueError: both or neither input, wrong shapes, a clip without a real frame, too many frames.
@@ -187,17 +169,16 @@ class EmoCLIPModel(EmoCLIPPreTrainedModel):
             frame_mask = self._checked_frame_mask(frame_mask, frame_embeds)
             # Not a product: padding may hold anything, and 0 x NaN is NaN.
             frame_embeds = frame_embeds.masked_fill(~frame_mask[..., None], 0.0)
+        pooled = self._pool_frames(frame_embeds, frame_mask, interpolate_frame_positions, **kwargs)
+        return EmoCLIPVideoFeatures(**pooled, frame_embeds=frame_embeds, vision_model_output=vision_outputs)
+
+    def _pool_frames(
+        self, frame_embeds: torch.Tensor, frame_mask: torch.Tensor | None, interpolate_frame_positions: bool, **kwargs
+    ) -> BaseModelOutputWithPooling:
         if self.temporal is None:
-            last_hidden_state, video_embeds = frame_embeds, masked_mean(frame_embeds, frame_mask)
-        else:
-            temporal_outputs = self.temporal(frame_embeds, frame_mask, **kwargs)
-            last_hidden_state, video_embeds = temporal_outputs.last_hidden_state, temporal_outputs.pooler_output
-        return EmoCLIPVideoFeatures(
-            last_hidden_state=last_hidden_state,
-            pooler_output=video_embeds,
-            frame_embeds=frame_embeds,
-            vision_model_output=vision_outputs,
-        )
+            video_embeds = masked_mean(frame_embeds, frame_mask)
+            return BaseModelOutputWithPooling(last_hidden_state=frame_embeds, pooler_output=video_embeds)
+        return self.temporal(frame_embeds, frame_mask, interpolate_frame_positions, return_dict=True, **kwargs)
 
     def _encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs):
         if pixel_values_videos.ndim != 5:
@@ -223,23 +204,63 @@ class EmoCLIPModel(EmoCLIPPreTrainedModel):
             raise ValueError(f"frame_mask has no real frame in row(s) {empty}: every clip needs at least one")
         return frame_mask
 
+
+class EmoCLIPTowers(EmoCLIPVideoEncoder):
+    """With CLIP's text tower and scale. Submodule names are CLIP's, so any CLIP checkpoint fills the towers."""
+
+    def __init__(self, config: EmoCLIPConfig):
+        super().__init__(config)
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """`input_ids (N, L)` -> output of the text tower whose `pooler_output (N, D)` is projected, not normalised."""
+        text_outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        text_outputs.pooler_output = self.text_projection(text_outputs.pooler_output)
+        return text_outputs
+
+
+class EmoCLIPModel(EmoCLIPTowers):
+    """The contrastive model: video embeddings against text embeddings.
+
+    ```python
+    >>> from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+
+    >>> clip = "openai/clip-vit-base-patch32"
+    >>> model, processor = EmoCLIPModel.from_clip(clip), EmoCLIPProcessor.from_clip(clip)
+    >>> inputs = processor(text=["a smile", "a frown"], videos="clip.mp4", return_tensors="pt")
+    >>> model(**inputs).logits_per_video.softmax(dim=-1)
+    ```"""
+
+    def __init__(self, config: EmoCLIPConfig):
+        super().__init__(config)
+        self.post_init()
+
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         frame_embeds: torch.FloatTensor | None = None,
         frame_mask: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         text_embeds: torch.FloatTensor | None = None,
         return_loss: bool | None = None,
+        interpolate_frame_positions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EmoCLIPOutput:
         """Scores of B videos against N texts, and their contrastive loss if they are B pairs.
 
         Args:
+            pixel_values_videos, frame_embeds, frame_mask, interpolate_frame_positions: see `get_video_features`.
             input_ids, attention_mask: `(N, L)`.
-            pixel_values_videos, frame_embeds, frame_mask: see `get_video_features`.
             text_embeds: `(N, D)`, texts that are already encoded; the text tower is then not run.
             return_loss: also compute the loss; N must be B, text i belongs to video i. Videos whose `input_ids` are
                 the same are positives of each other; with `text_embeds` alone all texts count as different.
@@ -250,7 +271,7 @@ class EmoCLIPModel(EmoCLIPPreTrainedModel):
         if input_ids is None and text_embeds is None:
             raise ValueError("give input_ids or text_embeds")
         video_outputs = self.get_video_features(
-            pixel_values_videos, frame_embeds, frame_mask, return_dict=True, **kwargs
+            pixel_values_videos, frame_embeds, frame_mask, interpolate_frame_positions, return_dict=True, **kwargs
         )
         text_outputs = None
         if text_embeds is None:
@@ -275,4 +296,4 @@ class EmoCLIPModel(EmoCLIPPreTrainedModel):
         )
 
 
-__all__ = ["EmoCLIPModel", "EmoCLIPPreTrainedModel"]
+__all__ = ["EmoCLIPModel", "EmoCLIPPreTrainedModel", "EmoCLIPTowers", "EmoCLIPVideoEncoder"]

@@ -9,11 +9,16 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_emoclip import EmoCLIPConfig
 
@@ -94,17 +99,31 @@ class EmoCLIPTemporalLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
-class EmoCLIPTemporalTransformer(nn.Module):
+class EmoCLIPTemporalTransformer(PreTrainedModel):
     """A class token (position 0) and the frames (positions 1..T) through `temporal_num_layers` layers.
 
     `temporal_residual=False` returns the class token's output, as the papers do (there is no final norm).
     `temporal_residual=True` returns the mean of the frames plus `output_projection` of the normalised class token;
     that projection starts at zero.
+
+    A model of its own, like the towers: outputs are captured inside each of the three and never around them.
     """
 
+    config: EmoCLIPConfig
+    config_class = EmoCLIPConfig
+    base_model_prefix = "temporal"
+    main_input_name = "frame_embeds"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EmoCLIPTemporalLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": EmoCLIPTemporalLayer, "attentions": EmoCLIPTemporalAttention}
+
     def __init__(self, config: EmoCLIPConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.gradient_checkpointing = False
         self.class_token = nn.Parameter(torch.empty(config.projection_dim))
         self.position_embedding = nn.Parameter(torch.empty(config.temporal_max_frames + 1, config.projection_dim))
@@ -112,17 +131,31 @@ class EmoCLIPTemporalTransformer(nn.Module):
         if config.temporal_residual:
             self.output_layer_norm = nn.LayerNorm(config.projection_dim, eps=config.temporal_layer_norm_eps)
             self.output_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
+        self.post_init()
 
-    def forward(self, frame_embeds: torch.Tensor, frame_mask: torch.Tensor | None = None, **kwargs):
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, EmoCLIPTemporalTransformer):
+            # The originals' `torch.randn`. CLIP-sized N(0, 0.02) trains worse: order is then lost beside the content.
+            init.normal_(module.class_token)
+            init.normal_(module.position_embedding)
+            if self.config.temporal_residual:
+                init.zeros_(module.output_projection.weight)
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        frame_embeds: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        interpolate_frame_positions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
         """`frame_embeds (B, T, D)` and mask `(B, T)` -> `last_hidden_state (B, 1 + T, D)`, `pooler_output (B, D)`."""
         batch_size, num_frames, _ = frame_embeds.shape
-        if num_frames > self.config.temporal_max_frames:
-            raise ValueError(
-                f"the clip has {num_frames} frames, but temporal_max_frames is {self.config.temporal_max_frames}"
-            )
         class_tokens = self.class_token.expand(batch_size, 1, -1)
         hidden_states = torch.cat([class_tokens, frame_embeds], dim=1)  # (B, 1 + T, D)
-        hidden_states = hidden_states + self.position_embedding[: num_frames + 1]
+        hidden_states = hidden_states + self._positions(num_frames, frame_mask, interpolate_frame_positions)
         attention_mask = None if frame_mask is None else nn.functional.pad(frame_mask, (1, 0), value=True)
         attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         for layer in self.layers:
@@ -132,3 +165,25 @@ class EmoCLIPTemporalTransformer(nn.Module):
             video_embeds = self.output_projection(self.output_layer_norm(video_embeds))
             video_embeds = masked_mean(frame_embeds, frame_mask) + video_embeds
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=video_embeds)
+
+    def _positions(self, num_frames: int, frame_mask: torch.Tensor | None, interpolate: bool) -> torch.Tensor:
+        """`(1 + T, D)`, or `(B, 1 + T, D)` where clips longer than `temporal_max_frames` are stretched."""
+        max_frames = self.config.temporal_max_frames
+        if num_frames <= max_frames:
+            return self.position_embedding[: num_frames + 1]
+        if not interpolate:
+            raise ValueError(
+                f"the clip has {num_frames} frames, but temporal_max_frames is {max_frames}: "
+                "give fewer frames, or interpolate_frame_positions=True"
+            )
+        # Linear, first and last frame fixed. By each clip's own length: its padding must not change its result.
+        time = torch.arange(num_frames, device=self.position_embedding.device)
+        frame_mask = torch.ones_like(time)[None] if frame_mask is None else frame_mask
+        last_frame = (frame_mask * time).amax(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
+        place = (time * ((max_frames - 1) / last_frame).clamp(max=1.0)).clamp(max=max_frames - 1)  # (B, T)
+        below = place.long()
+        above = (below + 1).clamp(max=max_frames - 1)
+        table = self.position_embedding[1:].float()
+        frame_positions = torch.lerp(table[below], table[above], (place - below)[..., None])
+        class_position = self.position_embedding[:1].expand(len(frame_positions), 1, -1)
+        return torch.cat([class_position, frame_positions.to(class_position.dtype)], dim=1)

@@ -20,6 +20,7 @@ FLOORS = {
     "temporal": 1,
     "prompts": 1,
     "modeling_emoclip": 2,
+    "modeling_emoclip_heads": 3,
     "video_processing_emoclip": 3,
     "processing_emoclip": 4,
     "pipeline_emoclip": 5,

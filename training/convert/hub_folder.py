@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Converted tensors -> a folder that is a Hub repository: weights, processor, the model's code, a card."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+import torch
+from huggingface_hub import ModelCardData
+from transformers import AutoTokenizer, CLIPTextConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import modeling_emoclip
+from modeling_emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
+from training import export
+from training.convert.openai_clip_keys import OPENAI_VOCAB_SIZE, end_of_text
+
+OPENAI_CLIP = "openai/clip-vit-base-patch32"  # every CLIP of OpenAI has the same tokenizer
+
+
+def convert_entry(
+    convert: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], key: str, tensor: torch.Tensor, whole_key: str
+) -> dict[str, torch.Tensor]:
+    """`convert(key, tensor)`; a key that it does not know, or a shape that it cannot take, names `whole_key`.
+
+    Raises:
+        ValueError: with the key and the tensor's shape.
+    """
+    try:
+        return convert(key, tensor)
+    except (KeyError, ValueError, RuntimeError, IndexError):
+        raise ValueError(does_not_fit(whole_key, tensor)) from None
+
+
+def does_not_fit(key: str, tensor: torch.Tensor) -> str:
+    return f"the checkpoint is of another architecture: its key {key!r} of shape {tuple(tensor.shape)} does not fit"
+
+
+def build_model(model_class: type, config: EmoCLIPConfig, state: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A `model_class` that holds exactly the tensors of `state`, in float32 and evaluation mode.
+
+    Raises:
+        ValueError: the first tensor that is missing, superfluous or of another shape. Nothing stays initialised.
+    """
+    model = model_class(config)
+    expected = model.state_dict()
+    for name, tensor in state.items():
+        if name not in expected:
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} does not fit: the model has no such tensor")
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}, but the other tensors ask for "
+                f"{tuple(expected[name].shape)}"
+            )
+    if missing := [name for name in expected if name not in state]:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"the checkpoint is incomplete: it holds nothing for {missing[0]}{more}")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def load_tokenizer(
+    name_or_path: str | None, text_config: CLIPTextConfig
+) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The tokenizer that belongs to a text tower, and one line that says where it comes from or why there is none.
+
+    Args:
+        name_or_path: folder or Hub id, or `None`. Nothing is tried unasked: without a network that takes a minute.
+        text_config: of the tower; texts are cut to its number of positions.
+
+    Raises:
+        ValueError: a tokenizer that was found, but is not the tower's.
+    """
+    vocab_size, eos_token_id = text_config.vocab_size, end_of_text(text_config)
+    if name_or_path is None:
+        return None, _missing_tokenizer("none was given", vocab_size)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = f"{name_or_path} cannot be loaded ({str(error).splitlines()[0]})"
+        return None, _missing_tokenizer(reason, vocab_size)
+    if (len(tokenizer), tokenizer.eos_token_id) != (vocab_size, eos_token_id):
+        raise ValueError(
+            f"the tokenizer {name_or_path} has {len(tokenizer)} tokens and ends a text with id "
+            f"{tokenizer.eos_token_id}, but the checkpoint has {vocab_size} and ends it with {eos_token_id}"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
+    return tokenizer, f"tokenizer of {name_or_path}"
+
+
+def _missing_tokenizer(reason: str, vocab_size: int) -> str:
+    example = OPENAI_CLIP if vocab_size == OPENAI_VOCAB_SIZE else "and its folder"
+    return (
+        f"MISSING: the tokenizer: {reason}. The model and its video processor are complete, but take token ids "
+        f"instead of texts. For a folder with a tokenizer, repeat the command with --tokenizer {example}"
+    )
+
+
+def refuse_used_folder(output_dir: Path) -> None:
+    """Raises a FileExistsError if `output_dir` is a file or a folder that is not empty."""
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{output_dir} exists already; give a folder that does not, or an empty one")
+
+
+def write_hub_folder(
+    output_dir: Path,
+    model: PreTrainedModel,
+    video_processor: EmoCLIPVideoProcessor,
+    tokenizer: PreTrainedTokenizerBase | None,
+    source: str,
+    notes: list[str],
+) -> None:
+    """Writes all files beside `output_dir` and then gives the folder its name: it is complete or not there.
+
+    Without a tokenizer the video processor is written alone. `source` names the paper's code for the card, `notes`
+    say how the file was read.
+
+    Raises:
+        FileExistsError: see `refuse_used_folder`.
+    """
+    refuse_used_folder(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f"{output_dir.name}.unfinished.") as unfinished:
+        folder = Path(unfinished) / "hub"
+        if tokenizer is not None and isinstance(model, modeling_emoclip.EmoCLIPModel):
+            model.config.custom_pipelines = export.CUSTOM_PIPELINES
+        model.save_pretrained(folder)
+        if tokenizer is None:
+            video_processor.save_pretrained(folder)
+        else:
+            EmoCLIPProcessor(video_processor, tokenizer).save_pretrained(folder)
+        for file in Path(modeling_emoclip.__file__).parent.glob("*.py"):
+            if file.name != "__init__.py":  # the Hub loads single files, flat
+                shutil.copy(file, folder)
+        card = write_card(model, video_processor, source, notes)
+        (folder / "README.md").write_text(card + "\n", encoding="utf-8")
+        folder.rename(output_dir)
+
+
+def write_card(model: PreTrainedModel, video_processor: EmoCLIPVideoProcessor, source: str, notes: list[str]) -> str:
+    """hub_cards/converted.md, filled."""
+    contrastive = isinstance(model, modeling_emoclip.EmoCLIPModel)
+    card_data = ModelCardData(
+        language="en",
+        library_name="transformers",
+        pipeline_tag="video-classification",
+        tags=["facial-expression-recognition", "emotion-recognition", "clip", "custom_code"],
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(export.REPOSITORY / "hub_cards"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("converted.md").render(
+        card_data=card_data.to_yaml(),
+        source=source,
+        notes=notes,
+        config=model.config,
+        model_class=type(model).__name__,
+        auto_class="AutoModel" if contrastive else "AutoModelForVideoClassification",
+        num_parameters=model.num_parameters(),
+        video_processor=video_processor,
+    )

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state dict of OpenAI's CLIP (https://github.com/openai/CLIP, `model.py`) in the names of EmoCLIP's towers.
+
+Only CLIPs with a vision transformer: the ResNets have no place in `CLIPVisionModel`.
+"""
+
+import math
+import re
+
+import torch
+from transformers import CLIPTextConfig, CLIPVisionConfig
+
+WIDTH_OF_A_HEAD = 64  # in every CLIP that OpenAI released, in both towers
+OPENAI_VOCAB_SIZE = 49408  # the last two ids are start and end of text
+LEGACY_EOS_TOKEN_ID = 2  # not an id: `CLIPTextModel` reads it as "the end of a text is its highest id", as OpenAI does
+
+_NAMES = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # transformers' spelling
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "logit_scale": "logit_scale",
+}
+_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
+_PARTS_OF_A_LAYER = {
+    "ln_1": "layer_norm1",
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def convert_clip_tensor(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One entry of OpenAI's state dict -> the entries that hold the same numbers in `EmoCLIPModel`.
+
+    Args:
+        key: as in OpenAI's `CLIP`: `visual.proj`, `transformer.resblocks.0.attn.in_proj_weight`, ...
+        tensor: its value.
+
+    Returns:
+        Name -> tensor: three entries for `in_proj`, whose rows are query, key and value; the transpose for the
+        projections, which OpenAI multiplies from the right.
+
+    Raises:
+        KeyError: no vision-transformer CLIP has that key.
+    """
+    if key in _TRANSPOSED:
+        return {_TRANSPOSED[key]: tensor.t()}
+    if key in _NAMES:
+        return {_NAMES[key]: tensor}
+    match = _LAYER.fullmatch(key)
+    if match is None:
+        raise KeyError(key)
+    visual, number, part, kind = match.groups()
+    layer = f"{'vision' if visual else 'text'}_model.encoder.layers.{int(number)}"
+    if part == "attn.in_proj":
+        return {
+            f"{layer}.self_attn.{name}_proj.{kind}": rows for name, rows in zip("qkv", tensor.chunk(3), strict=True)
+        }
+    return {f"{layer}.{_PARTS_OF_A_LAYER[part]}.{kind}": tensor}
+
+
+def vision_config_of(state: dict[str, torch.Tensor]) -> CLIPVisionConfig:
+    """Sizes of the image tower, read from converted tensors.
+
+    Raises:
+        ValueError: a tensor is missing, or its shape is not that of OpenAI's CLIP.
+    """
+    width, channels, patch_size, _ = shape_of(state, "vision_model.embeddings.patch_embedding.weight", 4)
+    positions, _ = shape_of(state, "vision_model.embeddings.position_embedding.weight", 2)
+    side = math.isqrt(positions - 1)
+    if side * side != positions - 1:
+        raise ValueError(f"the image tower has {positions} positions: {positions - 1} patches are not a square")
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=shape_of(state, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=number_of_layers(state, "vision_model.encoder.layers."),
+        num_attention_heads=_heads(width, "image"),
+        num_channels=channels,
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        projection_dim=shape_of(state, "visual_projection.weight", 2)[0],
+    )
+
+
+def text_config_of(state: dict[str, torch.Tensor]) -> CLIPTextConfig:
+    """Sizes of the text tower, read from converted tensors.
+
+    OpenAI takes the highest id of a text as its end. With OpenAI's vocabulary that is id 49407 and the configuration
+    says so; for any other size it says `LEGACY_EOS_TOKEN_ID`, which is the same rule.
+
+    Raises:
+        ValueError: a tensor is missing, or its shape is not that of OpenAI's CLIP.
+    """
+    vocab_size, width = shape_of(state, "text_model.embeddings.token_embedding.weight", 2)
+    openai = vocab_size == OPENAI_VOCAB_SIZE
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=shape_of(state, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=number_of_layers(state, "text_model.encoder.layers."),
+        num_attention_heads=_heads(width, "text"),
+        max_position_embeddings=shape_of(state, "text_model.embeddings.position_embedding.weight", 2)[0],
+        projection_dim=shape_of(state, "text_projection.weight", 2)[0],
+        pad_token_id=0,  # OpenAI's `tokenize` fills up with zeros
+        bos_token_id=OPENAI_VOCAB_SIZE - 2 if openai else None,
+        eos_token_id=OPENAI_VOCAB_SIZE - 1 if openai else LEGACY_EOS_TOKEN_ID,
+    )
+
+
+def end_of_text(config: CLIPTextConfig) -> int:
+    """The id that ends a text: the highest one, by OpenAI's rule, unless the configuration names one."""
+    return config.vocab_size - 1 if config.eos_token_id == LEGACY_EOS_TOKEN_ID else config.eos_token_id
+
+
+def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there and have `num_dimensions`.
+
+    Raises:
+        ValueError: it is not there, or has other dimensions.
+    """
+    if name not in state:
+        raise ValueError(f"the checkpoint is incomplete: it holds nothing for {name}")
+    shape = tuple(state[name].shape)
+    if len(shape) != num_dimensions or 0 in shape:
+        raise ValueError(f"{name} would have the shape {shape}, but must have {num_dimensions} dimensions, none empty")
+    return shape
+
+
+def number_of_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+    """How many different numbers follow `prefix` in the names of `state`."""
+    # Counted, not the highest number: a file cannot make the model larger than itself.
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _heads(width: int, tower: str) -> int:
+    if width % WIDTH_OF_A_HEAD:
+        raise ValueError(
+            f"the {tower} tower is {width} wide, which is no multiple of {WIDTH_OF_A_HEAD}, CLIP's width of a head"
+        )
+    return width // WIDTH_OF_A_HEAD
