@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcesso
 import modeling_emoclip
 from modeling_emoclip.pipeline_emoclip import TASK, ZeroShotVideoClassificationPipeline
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+HUB_CARDS = Path(__file__).resolve().parents[1] / "hub_cards"
 CUSTOM_PIPELINES = {
     TASK: {
         "impl": f"pipeline_emoclip.{ZeroShotVideoClassificationPipeline.__name__}",
@@ -60,9 +60,7 @@ def export(run_dir: Path, hub_dir: Path) -> tuple[Path, float]:
         model.config.custom_pipelines = CUSTOM_PIPELINES
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        for source in Path(modeling_emoclip.__file__).parent.glob("*.py"):
-            if source.name != "__init__.py":  # the Hub loads single files, flat
-                shutil.copy(source, folder)
+        copy_model_code(folder)
         for record in ("metrics.json", "recipe.yaml"):
             shutil.copy(run_dir / record, folder)
         (folder / "README.md").write_text(write_card(run_dir, "emoclip.md", model), encoding="utf-8")
@@ -70,6 +68,13 @@ def export(run_dir: Path, hub_dir: Path) -> tuple[Path, float]:
         shutil.rmtree(hub_dir, ignore_errors=True)
         shutil.move(folder, hub_dir)
     return hub_dir, difference
+
+
+def copy_model_code(folder: Path):
+    """All of `modeling_emoclip`, flat, as the Hub loads it; save_pretrained does not copy the pipeline's files."""
+    for source in Path(modeling_emoclip.__file__).parent.glob("*.py"):
+        if source.name != "__init__.py":
+            shutil.copy(source, folder)
 
 
 def check(folder: Path, model, processor, tolerance: float = 1e-5) -> float:
@@ -163,13 +168,8 @@ def write_card(run_dir: Path, template: str, model) -> str:
         model_name=metrics["title"],
         eval_results=results or None,
     )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(REPOSITORY / "hub_cards"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(
+    return render_card(
+        template,
         card_data=card_data.to_yaml(),
         metrics=metrics,
         recipe=recipe,
@@ -177,6 +177,17 @@ def write_card(run_dir: Path, template: str, model) -> str:
         data_set=data_set,
         config=model.config,
     )
+
+
+def render_card(template: str, **values) -> str:
+    """A template of hub_cards/, filled; a name that the template uses and `values` lack is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HUB_CARDS),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(values)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def convert(
         notes += [f"{label}: {texts[0]}" for label, texts in fields["class_descriptions"].items()]
     config = modeling_emoclip.EmoCLIPConfig(**fields)
     model = build_model(modeling_emoclip.EmoCLIPForPromptClassification, config, state)
+    model.freeze_class_embeds()  # whoever loads the folder need not run the text tower
     write_hub_folder(output_dir, model, video_processor_of(model.config), tokenizer, SOURCE, notes)
     return [*notes, note]
 

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converted tensors -> a folder that is a Hub repository: weights, processor, the model's code, a card."""
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import jinja2
 import torch
 from huggingface_hub import ModelCardData
 from transformers import AutoTokenizer, CLIPTextConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -90,7 +88,7 @@ def load_tokenizer(
 
 
 def _missing_tokenizer(reason: str, vocab_size: int) -> str:
-    example = OPENAI_CLIP if vocab_size == OPENAI_VOCAB_SIZE else "and its folder"
+    example = OPENAI_CLIP if vocab_size == OPENAI_VOCAB_SIZE else "FOLDER"
     return (
         f"MISSING: the tokenizer: {reason}. The model and its video processor are complete, but take token ids "
         f"instead of texts. For a folder with a tokenizer, repeat the command with --tokenizer {example}"
@@ -130,9 +128,7 @@ def write_hub_folder(
             video_processor.save_pretrained(folder)
         else:
             EmoCLIPProcessor(video_processor, tokenizer).save_pretrained(folder)
-        for file in Path(modeling_emoclip.__file__).parent.glob("*.py"):
-            if file.name != "__init__.py":  # the Hub loads single files, flat
-                shutil.copy(file, folder)
+        export.copy_model_code(folder)
         card = write_card(model, video_processor, source, notes)
         (folder / "README.md").write_text(card + "\n", encoding="utf-8")
         folder.rename(output_dir)
@@ -147,13 +143,8 @@ def write_card(model: PreTrainedModel, video_processor: EmoCLIPVideoProcessor, s
         pipeline_tag="video-classification",
         tags=["facial-expression-recognition", "emotion-recognition", "clip", "custom_code"],
     )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(export.REPOSITORY / "hub_cards"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("converted.md").render(
+    return export.render_card(
+        "converted.md",
         card_data=card_data.to_yaml(),
         source=source,
         notes=notes,
