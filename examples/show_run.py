@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 from modeling_emoclip.video_decoding import read_video
 from training.build import load_builder
-from training.data.face_grammar import HELD_OUT_EMOTIONS
+from training.data.face_vocabulary import HELD_OUT_EMOTIONS
 from training.recipe import load_recipe
 
 SETS = {

@@ -2,13 +2,13 @@
 """The texts that the demo is scored with are not texts that it was trained with."""
 
 from training.build import load_class_descriptions
-from training.data import face_grammar
+from training.data import face_grammar, face_vocabulary
 
 DESCRIPTIONS = load_class_descriptions("class_descriptions.yaml")
 
 
 def test_every_label_has_several_descriptions_of_its_own():
-    assert tuple(DESCRIPTIONS) == face_grammar.EMOTION_NAMES
+    assert tuple(DESCRIPTIONS) == face_vocabulary.EMOTION_NAMES
     texts = [text for texts in DESCRIPTIONS.values() for text in texts]
     assert all(len(texts) >= 2 for texts in DESCRIPTIONS.values()) and len(set(texts)) == len(texts)
 
@@ -24,4 +24,4 @@ def test_no_test_text_occurs_in_training():
 
 def test_descriptions_name_no_emotion():
     for texts in DESCRIPTIONS.values():
-        assert not [word for text in texts for word in face_grammar.EMOTION_NAMES if word in text]
+        assert not [word for text in texts for word in face_vocabulary.EMOTION_NAMES if word in text]

@@ -11,7 +11,7 @@ from modeling_emoclip import (
     EmoCLIPModel,
     EmoCLIPProcessor,
 )
-from training.data.face_grammar import EMOTION_NAMES
+from training.data.face_vocabulary import EMOTION_NAMES
 from training.data.synthetic_faces import TARGETS, SyntheticFaces
 
 LABELS = {

@@ -9,11 +9,6 @@ import numpy as np
 import pytest
 
 from training.data.face_grammar import (
-    COMPONENTS,
-    EMOTION_NAMES,
-    HELD_OUT_DYNAMICS,
-    HELD_OUT_EMOTIONS,
-    SEEN_EMOTIONS,
     component_vector,
     forbidden_pairs,
     nearest_recipe,
@@ -22,6 +17,13 @@ from training.data.face_grammar import (
     sample_still,
 )
 from training.data.face_renderer import render_clip, render_still
+from training.data.face_vocabulary import (
+    COMPONENTS,
+    EMOTION_NAMES,
+    HELD_OUT_DYNAMICS,
+    HELD_OUT_EMOTIONS,
+    SEEN_EMOTIONS,
+)
 from training.data.synthetic_faces import TARGETS, SyntheticFaces
 
 

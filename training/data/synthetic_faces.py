@@ -23,16 +23,16 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from training.data import face_grammar, face_renderer
+from training.data import face_grammar, face_renderer, face_vocabulary
 
 TARGETS = ("expressivity", "negative_affect", "psychomotor_tension")
 # Rendering is shared out between processes by ranges of rows: no more processes than this many can work on a split.
 MAX_SHARDS = 32
 
 
-# Stands for the drawing code, so that a changed renderer never serves yesterday's videos.
+# Stands for the code that specifies and draws, so that a changed renderer never serves yesterday's videos.
 SOURCE_HASH = hashlib.sha256(
-    b"".join(Path(source).read_bytes() for source in (face_grammar.__file__, face_renderer.__file__, __file__))
+    b"".join(source.read_bytes() for source in (*sorted(Path(__file__).parent.glob("face_*.py")), Path(__file__)))
 ).hexdigest()[:16]
 
 
@@ -79,14 +79,14 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
     def _info(self):
         described = {
             "caption": datasets.Value("string"),
-            "components": datasets.List(datasets.Value("float32"), length=len(face_grammar.COMPONENTS)),
+            "components": datasets.List(datasets.Value("float32"), length=len(face_vocabulary.COMPONENTS)),
         }
         if self.config.name == "stills":
             features = {"image": datasets.Image(), **described}
         else:
             features = {
                 "video": datasets.Video(decode=False),
-                "label": datasets.ClassLabel(names=list(face_grammar.EMOTION_NAMES)),
+                "label": datasets.ClassLabel(names=list(face_vocabulary.EMOTION_NAMES)),
                 **described,
                 "contrast_caption": datasets.Value("string"),
                 "pair_id": datasets.Value("int32"),
@@ -103,7 +103,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
         config = self.config
         sizes = {"train": config.num_train, "validation": config.num_validation}
         if config.name != "stills":
-            sizes["test"] = config.num_test_per_class * len(face_grammar.EMOTION_NAMES)
+            sizes["test"] = config.num_test_per_class * len(face_vocabulary.EMOTION_NAMES)
             sizes["test_imbalanced"] = config.num_test_per_class * 10
             sizes["order_pairs"] = config.num_order_pairs
         return [
