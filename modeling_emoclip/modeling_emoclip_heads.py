@@ -291,7 +291,7 @@ class EmoCLIPForVideoClassification(EmoCLIPVideoHead):
 class EmoCLIPForVideoRegression(EmoCLIPVideoHead):
     """EmoCLIP's estimation of symptoms: a small network on the video embedding predicts `num_labels` numbers.
 
-    Paper, section 4.5, and `architecture/downstream.py`: D -> D/2 -> ReLU -> n.
+    `architecture/downstream.py` of the released code: D -> D/2 -> ReLU -> n.
 
     ```python
     >>> from modeling_emoclip import EmoCLIPForVideoRegression

@@ -78,8 +78,8 @@ def encode_labels(texts_by_label: LabelTexts, encode_texts: Callable[[list[str]]
         texts_by_label: see `label_texts`.
         encode_texts: n texts -> `(n, D)`; it is called once, with every distinct text once.
 
-    The mean over descriptions is CLIP's prompt ensemble; the mean over parts is EmoCLIP's compound emotion
-    (paper, section 4.4). All means are of unit vectors.
+    The mean over descriptions is CLIP's prompt ensemble; the mean over parts is the EmoCLIP paper's
+    embedding of a compound emotion. All means are of unit vectors.
     """
     texts = list(dict.fromkeys(text for parts in texts_by_label.values() for part in parts for text in part))
     text_embeds = nn.functional.normalize(encode_texts(texts), dim=-1)

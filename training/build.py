@@ -10,6 +10,7 @@ import datasets
 import torch
 import yaml
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import CLIPTokenizer, PreTrainedModel
 
 import modeling_emoclip
@@ -145,7 +146,7 @@ def encode_captions(model, processor, rows: dict[str, datasets.Dataset]) -> dict
     """Every distinct caption through the frozen text tower once: caption -> `(D,)`."""
     captions = sorted({caption for split in rows.values() for caption in split["caption"]})
     embeds = {}
-    for start in range(0, len(captions), 256):
+    for start in tqdm(range(0, len(captions), 256), "captions", unit="batch"):
         batch = captions[start : start + 256]
         inputs = processor(text=batch, return_tensors="pt").to(model.device)
         embeds |= dict(zip(batch, model.get_text_features(**inputs).pooler_output.float().cpu(), strict=True))

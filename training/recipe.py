@@ -2,6 +2,7 @@
 """A recipe is one experiment: strict dataclasses from YAML files that extend each other, overridden by `a.b=c`."""
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +171,22 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
             nested = {name: nested}
         values = _merge(values, nested)
     return _strict(Recipe, values, prefix="")
+
+
+def dump_recipe(recipe: Recipe, folder: Path) -> str:
+    """YAML for a file in `folder`, which `load_recipe` reads back to the same recipe.
+
+    Absolute paths become relative to `folder`: recipes are published, and a machine's folders are nobody's business.
+    """
+
+    def relative(value):
+        if isinstance(value, dict):
+            return {key: relative(inner) for key, inner in value.items()}
+        if isinstance(value, str) and os.path.isabs(value):
+            return os.path.join(".", os.path.relpath(value, folder.resolve()))
+        return value
+
+    return yaml.safe_dump(relative(recipe.to_dict()), sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path) -> dict:

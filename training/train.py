@@ -16,7 +16,6 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from safetensors.torch import load_file
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from training.build import Experiment, build
 from training.evaluation import evaluate, validation_loss
 from training.optimizer import build_optimizer, build_scheduler
-from training.recipe import Recipe, load_recipe
+from training.recipe import Recipe, dump_recipe, load_recipe
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -132,27 +131,28 @@ def train_epoch(model, loader, optimizer, scheduler, accelerator: Accelerator, o
     return total / len(loader)
 
 
-def check_output_dir(recipe: Recipe) -> dict:
-    """The recipe as it will be written; a FileExistsError if the output folder belongs to another one."""
-    resolved = recipe.to_dict()
-    resolved["run"].pop("resume")  # asking to go on does not make it another experiment
+def check_output_dir(recipe: Recipe) -> None:
+    """Raises a FileExistsError if the output folder holds the run of another recipe."""
     written = Path(recipe.run.output_dir) / "recipe.yaml"
-    if written.exists() and yaml.safe_load(written.read_text(encoding="utf-8")) != resolved:
+    if not written.exists():
+        return
+    earlier = load_recipe(written)
+    # Asking to go on, or naming the folder in another way, does not make it another experiment.
+    earlier.run.resume, earlier.run.output_dir = recipe.run.resume, recipe.run.output_dir
+    if earlier != recipe:
         raise FileExistsError(
             f"run.output_dir={recipe.run.output_dir} holds the run of another recipe (see {written}); choose another "
             "folder, or remove that one"
         )
-    return resolved
 
 
 def open_output_dir(recipe: Recipe) -> Path:
     """Makes the folder of the run and writes the resolved recipe into it."""
-    resolved = check_output_dir(recipe)
+    check_output_dir(recipe)
     output_dir = Path(recipe.run.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "metrics.json").unlink(missing_ok=True)
-    recipe_text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-    (output_dir / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+    (output_dir / "recipe.yaml").write_text(dump_recipe(recipe, output_dir), encoding="utf-8")
     return output_dir
 
 
