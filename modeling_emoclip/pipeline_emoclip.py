@@ -61,7 +61,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
-        if isinstance(videos, (list, tuple)) and videos and all(isinstance(v, Image.Image) for v in videos):
+        if isinstance(videos, (list, tuple)) and not videos:
+            raise ValueError("videos is an empty list: give a video or a list of videos")
+        if isinstance(videos, (list, tuple)) and all(isinstance(v, Image.Image) for v in videos):
             videos = tuple(videos)  # one video: transformers takes a list, but not a tuple, for several inputs
         return super().__call__(videos, **kwargs)
 

@@ -105,7 +105,10 @@ def channels_first(video: Any, layout: str | ChannelDimension | None, name: str)
     if frames.is_floating_point():
         frames = frames.to(torch.float32)
         if not torch.isfinite(frames).all():
-            raise ValueError(f"{name} holds values that are not finite (NaN or infinity)")
+            frame = int((~torch.isfinite(frames)).flatten(1).any(dim=1).nonzero()[0])
+            raise ValueError(
+                f"{name} holds values that are not finite (NaN, infinity) in frame {frame} of the {len(frames)} taken"
+            )
     elif frames.dtype != torch.uint8:
         if frames.min() < 0 or frames.max() > 255:
             raise ValueError(f"{name} holds integers from {frames.min()} to {frames.max()}, but must stay in 0 to 255")

@@ -111,5 +111,7 @@ def test_bad_videos_are_named(pipe, tmp_path):
     text.write_text("not a video")
     with pytest.raises(ValueError, match=r"text\.mp4"):
         pipe(text, candidate_labels=LABELS)
+    with pytest.raises(ValueError, match="empty list"):
+        pipe([], candidate_labels=LABELS)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
         pipe(str(tmp_path / "nowhere.mp4"), candidate_labels=LABELS)
