@@ -3,6 +3,7 @@
 
 import importlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from training.feature_cache import encode_frames
 from training.optimizer import set_trainable
 from training.recipe import DataRecipe, Recipe
 
+TEXTS_PER_BATCH = 256
 # In CLIPTokenizer's order of special tokens; eos must not be number 2, which transformers reads as a legacy layout.
 SPECIAL_TOKENS = {"unk_token": "<|unk|>", "pad_token": "<|pad|>", "bos_token": "<|start|>", "eos_token": "<|end|>"}
 
@@ -51,14 +53,16 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
     model, processor = build_model(recipe, train_rows, descriptions)
     model.to(device)
     trained: nn.Module = model
-    if recipe.model.component_loss_until > 0:
+    with_components = recipe.model.component_loss_until > 0
+    if with_components:
         steps = recipe.optim.epochs * (len(train_rows) // recipe.optim.batch_size)
         num_steps = round(steps * recipe.model.component_loss_until)
         trained = WithComponentLoss(model, len(train_rows[0]["components"]), num_steps)
     rates = set_trainable(trained, recipe.optim.learning_rates)
     text_embeds = None
     if not _learns(model, "text_model", "text_projection"):
-        text_embeds = encode_captions(model, processor, rows)
+        captions = (caption for split in rows.values() for caption in split["caption"])
+        text_embeds = {text: embed.cpu() for text, embed in encode_texts(model, processor, captions).items()}
 
     def clips(split: str, frame_sampling: str | None = None) -> Clips:
         frame_embeds = None
@@ -70,7 +74,6 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
         return Clips(rows[split], processor.video_processor, frame_sampling, seed, frame_embeds, text_embeds)
 
     validation = recipe.data.validation_split
-    with_components = recipe.model.component_loss_until > 0
     return Experiment(
         model=model,
         processor=processor,
@@ -142,14 +145,15 @@ def train_tokenizer(captions: list[str], vocab_size: int | None) -> CLIPTokenize
 
 
 @torch.inference_mode()
-def encode_captions(model, processor, rows: dict[str, datasets.Dataset]) -> dict[str, torch.Tensor]:
-    """Every distinct caption through the frozen text tower once: caption -> `(D,)`."""
-    captions = sorted({caption for split in rows.values() for caption in split["caption"]})
+def encode_texts(model, processor, texts: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Every distinct text through the text tower once: text -> `(D,)`, on the model's device, not normalised."""
+    distinct = sorted(set(texts))
     embeds = {}
-    for start in tqdm(range(0, len(captions), 256), "captions", unit="batch"):
-        batch = captions[start : start + 256]
+    starts = range(0, len(distinct), TEXTS_PER_BATCH)
+    for start in tqdm(starts, "texts", unit="batch", disable=len(starts) < 2):
+        batch = distinct[start : start + TEXTS_PER_BATCH]
         inputs = processor(text=batch, return_tensors="pt").to(model.device)
-        embeds |= dict(zip(batch, model.get_text_features(**inputs).pooler_output.float().cpu(), strict=True))
+        embeds |= dict(zip(batch, model.get_text_features(**inputs).pooler_output.float(), strict=True))
     return embeds
 
 

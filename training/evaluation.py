@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from modeling_emoclip.prompts import encode_labels, label_texts
-from training.build import Experiment
+from training.build import Experiment, encode_texts
 from training.metrics.uar.uar import unweighted_average_recall
 from training.metrics.war.war import weighted_average_recall
 from training.recipe import EvaluationSet, Recipe
@@ -55,14 +55,14 @@ def score_set(evaluation_set: EvaluationSet, experiment: Experiment, video_embed
     """Metrics of one set: nearest text by cosine, against the label."""
     rows = experiment.evaluation_clips[evaluation_set.split].rows
 
-    def encode_texts(texts: list[str]) -> torch.Tensor:
-        inputs = experiment.processor(text=texts, return_tensors="pt").to(experiment.model.device)
-        return experiment.model.get_text_features(**inputs).pooler_output
+    def embeds_of(texts: list[str]) -> torch.Tensor:
+        embeds = encode_texts(experiment.model, experiment.processor, texts)
+        return torch.stack([embeds[text] for text in texts])
 
     if evaluation_set.contrast_captions:
-        captions = encode_labels(label_texts(dict(enumerate_texts(rows["caption"]))), encode_texts)
-        contrasts = encode_labels(label_texts(dict(enumerate_texts(rows["contrast_caption"]))), encode_texts)
-        scores = torch.stack([(video_embeds * texts).sum(dim=-1) for texts in (captions, contrasts)], dim=1)
+        pairs = [*rows["caption"], *rows["contrast_caption"]]
+        own, contrast = nn.functional.normalize(embeds_of(pairs), dim=-1).chunk(2)  # (N, D) each
+        scores = torch.stack([(video_embeds * texts).sum(dim=-1) for texts in (own, contrast)], dim=1)
         return classification_metrics(scores.cpu().numpy(), np.zeros(len(rows), dtype=int), ["own", "contrast"])
     names = rows.features["label"].names
     candidates = evaluation_set.candidate_labels or names
@@ -71,13 +71,9 @@ def score_set(evaluation_set: EvaluationSet, experiment: Experiment, video_embed
     kept = [index for index, label in enumerate(labels) if label in wanted]
     if unknown := sorted((set(candidates) | set(wanted)) - set(names)):
         raise ValueError(f"data.evaluation names labels that {evaluation_set.split} does not have: {unknown}")
-    class_embeds = encode_labels(label_texts(candidates, experiment.class_descriptions), encode_texts)
+    class_embeds = encode_labels(label_texts(candidates, experiment.class_descriptions), embeds_of)
     scores = (video_embeds[kept] @ class_embeds.t()).cpu().numpy()  # (N, C)
     return classification_metrics(scores, np.array([candidates.index(labels[i]) for i in kept]), candidates)
-
-
-def enumerate_texts(texts):
-    return ((str(index), text) for index, text in enumerate(texts))
 
 
 def classification_metrics(scores: np.ndarray, references: np.ndarray, names: list[str]) -> dict:

@@ -27,21 +27,6 @@ def backend(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("frames")
-    for index in range(40):
-        Image.fromarray(picture(index)).save(folder / f"{index}.png")  # 10.png would sort before 2.png as text
-    (folder / "notes.txt").write_text("not a frame")
-    (folder / ".hidden.png").write_text("not a frame either")
-    return folder
-
-
 # --- decoding
 
 
