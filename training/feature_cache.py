@@ -21,6 +21,8 @@ from modeling_emoclip.video_decoding import read_video
 
 CLIPS_PER_SHARD = 256
 FRAMES_PER_BATCH = 256
+# All frames of a clip are kept, so what picks among them makes no other embeddings.
+FRAME_CHOICE = {"num_frames", "fps", "do_sample_frames", "frame_sampling", "frame_stride", "seed"}
 
 
 class FrameEmbeds:
@@ -109,7 +111,8 @@ def _fingerprint(model, video_processor, rows) -> str:
     tower = model.vision_model.state_dict() | {"projection": model.visual_projection.weight}
     for name, weight in tower.items():
         digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
-    digest.update(json.dumps(video_processor.to_dict(), sort_keys=True, default=str).encode())
+    preprocessing = {name: value for name, value in video_processor.to_dict().items() if name not in FRAME_CHOICE}
+    digest.update(json.dumps(preprocessing, sort_keys=True, default=str).encode())
     for video in rows["video"]:
         status = os.stat(video["path"])
         digest.update(f"{video['path']} {status.st_size} {status.st_mtime_ns}".encode())

@@ -136,6 +136,13 @@ def test_frames_and_texts_are_encoded_once_and_pixels_give_the_same_loss(make_re
         assert pixels["validation_loss"] == pytest.approx(cache["validation_loss"], abs=1e-4)
 
 
+def test_another_choice_of_frames_reuses_the_encoded_ones(make_recipe, run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.feature_cache._encode", None)  # would fail if a frame were encoded again
+    choice = ["model.video_processor.num_frames=4", "data.frame_sampling=segment_random"]
+    train.run(make_recipe(tmp_path, *choice))
+    assert (tmp_path / "metrics.json").exists()
+
+
 def test_an_output_folder_of_another_recipe_is_left_alone(run_dir, make_recipe):
     before = (run_dir / "recipe.yaml").read_bytes()
     with pytest.raises(FileExistsError, match="another recipe"):
