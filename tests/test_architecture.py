@@ -26,6 +26,8 @@ FLOORS = {
     "pipeline_emoclip": 5,
     "__init__": 6,
 }
+# datasets 3.x copies a script and what it imports relatively; it knows no package.
+LOADING_SCRIPTS = {ROOT / "training" / "data" / f"{name}.py" for name in "dfew ferv39k mafw afew own_videos".split()}
 ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "av", "decord"}
 STANDARD = set("collections contextlib copy dataclasses functools io logging math os pathlib re typing".split())
 
@@ -55,9 +57,11 @@ def test_model_files_stand_alone_on_the_hub(path):
 @pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_training_imports_go_down(path):
     floors = {"train": 6, "export": 6, "check_hub_folder": 6, "evaluation": 5.5, "build": 5, "feature_cache": 4.5}
-    floors |= {"convert": 6}
+    floors |= {"convert": 6, "doctor": 6, "publish": 6}
     floor = floors.get(path.stem, floors.get(path.parent.name, 4))
     for module, level in imports(path):
+        if level == 1 and path in LOADING_SCRIPTS and module == "expression_videos":
+            continue
         assert level == 0, f"{path.name}: training uses absolute imports"
         if module.startswith("training.") and module.count(".") == 1:
             assert floors.get(module.split(".")[1], 4) <= floor, f"{path.name} imports {module}"

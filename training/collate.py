@@ -1,31 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips as training sees them, and how they become a batch. B clips, T frames, D embedding width."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms import v2
+from transformers.utils import logging
 
 from modeling_emoclip.frame_sampling import sample_frames
 from modeling_emoclip.video_decoding import read_video
 from training.recipe import Augmentation
 
+logger = logging.get_logger(__name__)
+
+
+def media_column(columns: Iterable[str]) -> str | None:
+    """Which column holds what `read_video` takes: "video" files, or "frames", folders of images; `None`: neither."""
+    return next((name for name in ("video", "frames") if name in columns), None)
+
 
 class Clips(torch.utils.data.Dataset):
-    """Rows of a data set, each with a text and a choice of its frames.
+    """Rows of a data set, each with what it is trained against and a choice of its frames.
 
     Args:
-        rows: a `datasets.Dataset` with a `video` or `image` column and a `caption` column.
+        rows: a `datasets.Dataset` with a `video`, `frames` or `image` column.
         video_processor: an `EmoCLIPVideoProcessor`; says how many frames and which.
+        texts: one for each row, for models that compare videos with texts.
+        labels: `(N,)` class numbers or `(N, n)` targets, for models with labels.
         frame_sampling: overrides the processor's choice, for training.
         seed: of random choices, which depend on (seed, epoch, row) alone.
         frame_embeds: the rows' frames, already encoded (`feature_cache.FrameEmbeds`); pixels are then not read.
-        text_embeds: caption -> `(D,)`, already encoded; `None` if the text tower learns.
+        text_embeds: text -> `(D,)`, already encoded; `None` if the text tower learns.
+        on_error: "raise", or "skip" to leave a clip that cannot be decoded out of its batch, with a warning.
     """
 
-    def __init__(self, rows, video_processor, frame_sampling=None, seed=0, frame_embeds=None, text_embeds=None):
-        self.rows = rows
-        self.captions = list(rows["caption"])  # a row costs more to fetch than everything else a cached clip needs
+    def __init__(
+        self,
+        rows,
+        video_processor,
+        texts: list[str] | None = None,
+        labels: torch.Tensor | None = None,
+        frame_sampling: str | None = None,
+        seed: int = 0,
+        frame_embeds=None,
+        text_embeds: dict[str, torch.Tensor] | None = None,
+        on_error: str = "raise",
+    ):
+        self.rows, self.texts, self.labels = rows, texts, labels
         self.num_frames = video_processor.num_frames
         self.frame_stride = video_processor.frame_stride
         self.frame_sampling = frame_sampling or video_processor.frame_sampling
@@ -33,6 +56,7 @@ class Clips(torch.utils.data.Dataset):
         self.epoch = 0
         self.frame_embeds = frame_embeds
         self.text_embeds = text_embeds
+        self.on_error = on_error
 
     def __len__(self):
         return len(self.rows)
@@ -41,34 +65,40 @@ class Clips(torch.utils.data.Dataset):
         """Other random frames in each epoch."""
         self.epoch = epoch
 
-    def __getitem__(self, index: int) -> dict:
-        item = {"caption": self.captions[index]}
-        if self.text_embeds is not None:
-            item["text_embeds"] = self.text_embeds[item["caption"]]
-
-        def choose_frames(total_num_frames: int) -> np.ndarray:
-            rng = np.random.default_rng([self.seed, self.epoch, index])
-            return sample_frames(
-                self.frame_sampling, total_num_frames, self.num_frames, stride=self.frame_stride, rng=rng
-            )
-
+    def __getitem__(self, index: int) -> dict | None:
+        item = {"clip_index": index}
+        if self.texts is not None:
+            item["text"] = self.texts[index]
+            if self.text_embeds is not None:
+                item["text_embeds"] = self.text_embeds[item["text"]]
+        if self.labels is not None:
+            item["labels"] = self.labels[index]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
         if self.frame_embeds is not None:
-            frame_embeds = self.frame_embeds[index]  # (all frames, D)
-            item["frame_embeds"] = frame_embeds[choose_frames(len(frame_embeds))]
-            return item
+            view = int(rng.integers(self.frame_embeds.num_views)) if self.frame_embeds.num_views > 1 else 0
+            frame_embeds = self.frame_embeds[index, view]  # (all frames, D)
+            return item | {"frame_embeds": frame_embeds[self._choose_frames(len(frame_embeds), rng)]}
         row = self.rows[index]
         if "components" in row:
             item["components"] = torch.tensor(row["components"])
         if "image" in row:
-            item["frames"] = torch.from_numpy(np.array(row["image"].convert("RGB")))[None]  # (1, H, W, 3)
-        else:
-            frames, _ = read_video(row["video"], lambda metadata: choose_frames(metadata.total_num_frames))
-            item["frames"] = torch.from_numpy(frames)
-        return item
+            return item | {"frames": torch.from_numpy(np.array(row["image"].convert("RGB")))[None]}  # (1, H, W, 3)
+        try:
+            media = row[media_column(row)]
+            frames, _ = read_video(media, lambda metadata: self._choose_frames(metadata.total_num_frames, rng))
+        except (ValueError, OSError) as error:
+            if self.on_error == "raise":
+                raise
+            logger.warning(f"left out: {error}")
+            return None
+        return item | {"frames": torch.from_numpy(frames)}
+
+    def _choose_frames(self, total_num_frames: int, rng: np.random.Generator) -> np.ndarray:
+        return sample_frames(self.frame_sampling, total_num_frames, self.num_frames, stride=self.frame_stride, rng=rng)
 
 
 class Collator:
-    """Items of `Clips` -> the model's inputs.
+    """Items of `Clips` -> the model's inputs, and `clip_index (B,)`: which clips they are.
 
     Args:
         processor: `EmoCLIPProcessor`.
@@ -78,36 +108,55 @@ class Collator:
 
     def __init__(self, processor, augmentation: Augmentation | None = None, with_components: bool = False):
         self.processor = processor
-        self.augment = _transforms(augmentation) if augmentation else None
+        self.augment = augmentation_transforms(augmentation) if augmentation else None
         self.with_components = with_components
 
-    def __call__(self, items: list[dict]) -> dict:
-        captions = [item["caption"] for item in items]
-        # Also with text_embeds: the loss tells by input_ids which clips of the batch have the same text.
-        batch = dict(self.processor(text=captions, return_tensors="pt"))
-        if "text_embeds" in items[0]:
-            batch["text_embeds"] = torch.stack([item["text_embeds"] for item in items])
-        if "frame_embeds" in items[0]:
-            clips = [item["frame_embeds"] for item in items]
-            batch["frame_embeds"] = pad_sequence(clips, batch_first=True)  # (B, T, D)
-            lengths = torch.tensor([len(clip) for clip in clips])
-            batch["frame_mask"] = torch.arange(lengths.max()) < lengths[:, None]  # (B, T)
-        else:
-            clips = [item["frames"].movedim(-1, 1) for item in items]  # each (T, 3, H, W)
-            if self.augment is not None:
-                clips = [self.augment(clip) for clip in clips]
-            batch |= self.processor.video_processor(clips, do_sample_frames=False, return_tensors="pt")
-        if self.with_components:
-            batch["components"] = torch.stack([item["components"] for item in items])
-        return batch | {"return_loss": True}
+    def __call__(self, items: list[dict | None]) -> dict:
+        items = [item for item in items if item is not None]
+        if not items:
+            raise ValueError("not one clip of a batch can be decoded; the warnings above name them")
+        batch = {"clip_index": torch.tensor([item["clip_index"] for item in items])}
+        if "text" in items[0]:
+            # Also with text_embeds: the loss tells by input_ids which clips of the batch have the same text.
+            texts = [item["text"] for item in items]
+            batch |= {**self.processor(text=texts, return_tensors="pt"), "return_loss": True}
+        for name in ("text_embeds", "labels", *(("components",) if self.with_components else ())):
+            if name in items[0]:
+                batch[name] = torch.stack([item[name] for item in items])
+        return batch | (self._cached(items) if "frame_embeds" in items[0] else self._pixels(items))
+
+    def _cached(self, items: list[dict]) -> dict:
+        clips = [item["frame_embeds"] for item in items]
+        lengths = torch.tensor([len(clip) for clip in clips])
+        return {
+            "frame_embeds": pad_sequence(clips, batch_first=True),  # (B, T, D)
+            "frame_mask": torch.arange(lengths.max()) < lengths[:, None],  # (B, T)
+        }
+
+    def _pixels(self, items: list[dict]) -> dict:
+        clips = [item["frames"].movedim(-1, 1) for item in items]  # each (T, 3, H, W)
+        if self.augment is not None:
+            clips = [self.augment(clip) for clip in clips]
+        return dict(self.processor.video_processor(clips, do_sample_frames=False, return_tensors="pt"))
 
 
-def _transforms(augmentation: Augmentation) -> v2.Compose:
-    """Every transform draws once for each call, hence once for all the frames of a clip."""
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(augmentation.flip),
-            v2.ColorJitter(brightness=augmentation.brightness),
-            v2.RandomAffine(augmentation.rotation, translate=(augmentation.shift, augmentation.shift)),
-        ]
-    )
+def augmentation_transforms(augmentation: Augmentation) -> v2.Transform:
+    """Frames `(T, 3, H, W)`, uint8 -> the same, altered. Each transform draws once a call, so once for all frames."""
+    transforms = [
+        v2.RandomHorizontalFlip(augmentation.flip),
+        v2.ColorJitter(brightness=augmentation.brightness),
+        v2.RandomAffine(augmentation.rotation, translate=(augmentation.shift, augmentation.shift)),
+    ]
+    return v2.Compose([*transforms, _RandomCrop(augmentation.crop)] if augmentation.crop else transforms)
+
+
+class _RandomCrop(v2.Transform):
+    """RandomResizedCrop to the size that came in, which torchvision wants to know beforehand."""
+
+    def __init__(self, crop: float):
+        super().__init__()
+        self.crop = crop
+
+    def forward(self, frames):
+        size = frames.shape[-2:]
+        return v2.RandomResizedCrop(size, scale=(1 - self.crop, 1.0), antialias=True)(frames)

@@ -9,10 +9,11 @@ from transformers import get_scheduler
 from training.recipe import OptimRecipe
 
 
-def set_trainable(model: torch.nn.Module, learning_rates: dict) -> dict[str, float]:
+def set_trainable(model: torch.nn.Module, learning_rates: dict, may_freeze_all: bool = False) -> dict[str, float]:
     """Freezes what the recipe freezes; returns parameter name -> learning rate for the rest.
 
-    The first expression of `learning_rates` that matches a whole name decides; null freezes.
+    The first expression of `learning_rates` that matches a whole name decides; null freezes. Only where nothing is
+    trained (`may_freeze_all`) may all be frozen.
 
     Raises:
         ValueError: a parameter that no expression matches, an expression that matches none, a negative rate, or
@@ -34,7 +35,7 @@ def set_trainable(model: torch.nn.Module, learning_rates: dict) -> dict[str, flo
             rates[name] = float(rate)
     if unused := [pattern for pattern in learning_rates if pattern not in used]:
         raise ValueError(f"optim.learning_rates: no parameter matches {', '.join(map(repr, unused))}")
-    if not rates:
+    if not rates and not may_freeze_all:
         raise ValueError("optim.learning_rates freezes every parameter: there is nothing to train")
     return rates
 

@@ -35,11 +35,11 @@ class ModelRecipe:
 @strict
 @dataclass
 class EvaluationSet:
-    """Clips, and the texts that compete for them."""
+    """Clips, and what is predicted for them."""
 
     split: str = "test"
     candidate_labels: list[str] | None = None
-    """Labels that compete, each by its class descriptions; null: all labels of the data set."""
+    """Labels that compete; null: all labels of the data set. In zero-shot classification each stands for its texts."""
     only_labels: list[str] | None = None
     """Only clips with these labels; null: clips with any of the candidate labels."""
     contrast_captions: bool = False
@@ -59,6 +59,8 @@ class Augmentation:
     """Factor between 1 - this and 1 + this."""
     shift: float = 0.0
     """Share of the side, up to this much in each direction."""
+    crop: float = 0.0
+    """A random part of the picture is enlarged: between 1 - this and all of its area."""
 
 
 @strict
@@ -77,10 +79,29 @@ class DataRecipe:
     """Further fields of the builder's configuration."""
     train_split: str = "train"
     validation_split: str | None = "validation"
+    validation_share: float = 0.0
+    """Without `validation_split`: this share of the training clips is cut off to choose the epoch on; 0 is none."""
+    validation_group: str | None = None
+    """Column whose values, as persons, must not be on both sides of that cut."""
+    text: Literal["caption", "description", "class_name", "photo", "expression"] = "caption"
+    """What a clip is trained against: its own caption, or its class's text (data/views.py)."""
+    targets: list[str] = field(default_factory=list)
+    """Columns that a regression predicts."""
+    leave_out: str | None = None
+    """Training sees no clip of this class, evaluation no other."""
+    class_balanced: bool = False
+    """Draw clips so that every class is equally likely."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What happens to a clip that cannot be decoded."""
     frame_sampling: str | None = None
     """How training picks frames, if not as the video processor does in evaluation, as segment_random."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """For training from pixels; encoded frames cannot be augmented."""
+    """For training from pixels; of frozen towers' frames `augmented_views` are encoded."""
+    encode_every: int = 1
+    """With a frozen image tower: only every k-th frame is encoded, and frame_sampling picks among those."""
+    augmented_views: int = 0
+    """With a frozen image tower: so many augmented versions of each clip are encoded beside the plain one, and
+    training draws among them."""
     class_descriptions: str = "class_descriptions.yaml"
     """File of label -> texts, beside training/data or a path of one's own."""
     evaluation: dict = field(default_factory=dict)

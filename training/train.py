@@ -78,7 +78,8 @@ def train(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, outp
     loader = DataLoader(
         experiment.train_clips,
         batch_size=optim.batch_size,
-        shuffle=True,
+        shuffle=experiment.train_sampler is None,
+        sampler=experiment.train_sampler,
         drop_last=True,
         collate_fn=experiment.train_collator,
         num_workers=0 if experiment.train_clips.frame_embeds is not None else recipe.run.num_workers,
@@ -101,6 +102,8 @@ def train(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, outp
         # What is random in an epoch depends on the seed and its number alone, so that a resumed run is the same run.
         set_seed(recipe.run.seed + 1_000_003 * (epoch + 1))
         experiment.train_clips.set_epoch(epoch)
+        if experiment.train_sampler is not None:
+            experiment.train_sampler.set_epoch(epoch)
         loader.set_epoch(epoch)
         record = {"epoch": epoch + 1, "loss": train_epoch(model, loader, optimizer, scheduler, accelerator, optim)}
         record["learning_rate"] = max(scheduler.get_last_lr())
@@ -118,6 +121,7 @@ def train_epoch(model, loader, optimizer, scheduler, accelerator: Accelerator, o
     model.train()
     total = 0.0
     for batch in tqdm(loader, "training", unit="step", leave=False):
+        del batch["clip_index"]
         loss = model(**batch).loss
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()}; the last finished epoch is in the checkpoint folder")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DFEW: 11,697 single-labelled film clips, 7 classes, 5-fold cross-validation.
+
+    DFEW(config_name="fold1", data_dir="/data/DFEW")
+
+Lists: `EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv` (labels 1 to 7), or `*set_1*train*.txt` in the
+field's common form. Clips: `Clip/clip_224x224*/00001/*.jpg` or `.avi`, otherwise `Clip/original/1.mp4`.
+"""
+
+from .expression_videos import ExpressionVideos, ExpressionVideosConfig
+
+# Of all 5 folds (each clip is tested once); the test fold 1 also by class, as counted in its list.
+TEST_SIZES = (2341, 2341, 2340, 2339, 2336)
+
+
+class DFEW(ExpressionVideos):
+    """Dynamic facial expressions in the wild: clips from films, each with one of seven emotions."""
+
+    BUILDER_CONFIG_CLASS = ExpressionVideosConfig
+    BUILDER_CONFIGS = [ExpressionVideosConfig(name=f"fold{fold}", fold=fold) for fold in range(1, 6)]
+    TITLE = "DFEW"
+    HOMEPAGE = "https://dfew-dataset.github.io"
+    CITATION = (
+        "Jiang et al.: DFEW: A Large-Scale Database for Recognizing Dynamic Facial Expressions in the Wild. "
+        "ACM Multimedia 2020"
+    )
+    LABELS = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
+    FIRST_LABEL = 1
+    FACE_FOLDERS = ("Clip/clip_224x224", "Clip/clip_224x224_*", "clip_224x224", "clip_224x224_*")
+    VIDEO_FOLDERS = ("Clip/original", "original")
+    SIZES = {
+        f"fold{fold}": {"train": sum(TEST_SIZES) - size, "test": size} for fold, size in enumerate(TEST_SIZES, start=1)
+    }
+    CLASS_COUNTS = {"fold1": {"test": (489, 379, 534, 435, 294, 29, 181)}}
+
+    def list_patterns(self, split):
+        fold = self.config.fold
+        return [
+            f"EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv",
+            f"EmoLabel_DataSplit/{split}*/set_{fold}.csv",
+            f"{split}(single-labeled)/set_{fold}.csv",
+            *self.fold_patterns(split),
+        ]
+
+    def clip_key(self, path):
+        """The number, which lists write without and folders with leading zeros."""
+        return super().clip_key(path).zfill(5)

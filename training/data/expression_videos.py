@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the builders of licensed data sets share: lists are read, clips are looked for, and nothing is believed.
+
+The builders beside this file also work as loading scripts of `datasets` 3.x, which copies a script and the files that
+the script itself imports: so nothing else of this package is imported here. No video is opened either:
+`training.data.doctor` does that.
+"""
+
+import csv
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import datasets
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # all that read_video takes for frames
+HIDDEN = (".", "__MACOSX", "@eaDir")  # what macOS and network drives leave behind
+INTEGER = re.compile(r"-?[0-9]+")
+PATH_FRAMES_LABEL = re.compile(r"(.*\S)[\s,]+(-?[0-9]+)[\s,]+(-?[0-9]+)")  # the field's common line
+# The sets' own spellings of the seven basic emotions, which become MAFW's nouns: one name for one expression
+# everywhere, so that a model trained on one set is asked the same texts on another.
+SPELLINGS = {
+    "angry": "anger",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "happy": "happiness",
+    "sad": "sadness",
+    "surprised": "surprise",
+}
+MAX_PROBLEMS_SHOWN = 10
+
+
+class Clip(NamedTuple):
+    """A line of a list and what it names."""
+
+    clip_id: str
+    label: str
+    media: str  # a video file, or a folder with one image for each frame
+    source: str  # file and line, for messages
+    columns: dict = {}  # those that only this data set has
+    num_frames: int | None = None  # counted in a folder; of a video file what the list says, if it does
+
+
+class Line(NamedTuple):
+    """A line of a list, taken apart."""
+
+    path: str
+    label: str
+    num_frames: str | None
+    rest: list[str]
+    source: str
+    counts_from_zero: bool  # a number as label, as it does in the field's common `path frames label` lists
+
+
+@dataclass
+class ExpressionVideosConfig(datasets.BuilderConfig):
+    """What a data set is built from.
+
+    Args:
+        fold: of cross-validation; 0 where the set has no folds. Given by the configuration's name.
+        label_order: what the labels 0, 1, ... of a `path frames label` list mean, if not the official order.
+        media: "faces" or "videos" where a folder holds both the face crops and the whole videos; by default the
+            crops, on which both papers work.
+        on_error: "raise", or "skip" to leave clips out that are missing or empty, with a warning for each.
+    """
+
+    fold: int = 0
+    label_order: list[str] | None = None
+    media: str | None = None
+    on_error: str = "raise"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (("on_error", ("raise", "skip")), ("media", (None, "faces", "videos"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {allowed}")
+        order = [our_spelling(name) for name in self.label_order or []]
+        if len(set(order)) < len(order):
+            raise ValueError(f"label_order names a class twice: {self.label_order}")
+
+
+class ExpressionVideos(datasets.GeneratorBasedBuilder):
+    """A data set of labelled face videos in the folder that its authors gave to the user.
+
+    A subclass says which classes there are, and how lists and folders with clips are called in the copies that
+    circulate; the folder is searched for them, in any case of the letters and up to two folders deep.
+
+    Raises, while building:
+        FileNotFoundError: no `data_dir`, or none of the lists or clips in it; the message says what was looked for.
+        ValueError: what is wrong with the lists, with file, line and value; nothing is then kept.
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = ExpressionVideosConfig
+    TITLE: ClassVar[str]
+    HOMEPAGE: ClassVar[str] = ""
+    CITATION: ClassVar[str] = ""
+    LICENSE: ClassVar[str] = "research only, by agreement with the authors; no part may be passed on"
+    LABELS: ClassVar[tuple[str, ...]]  # in the official order, in our spelling
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "test")
+    FIRST_LABEL: ClassVar[int] = 0  # number of the first class in the authors' own lists
+    # Patterns of the folders that hold the clips, best first, and how many levels below such a folder the clips lie.
+    FACE_FOLDERS: ClassVar[tuple[str, ...]] = ()
+    VIDEO_FOLDERS: ClassVar[tuple[str, ...]] = ()
+    MEDIA_DEPTH: ClassVar[int] = 1
+    # Configuration -> split -> official number of clips, and of those of each class in the order of the labels.
+    SIZES: ClassVar[dict] = {}
+    CLASS_COUNTS: ClassVar[dict] = {}
+
+    def __init__(self, *args, hash=None, **kwargs):
+        super().__init__(*args, hash=hash, **kwargs)
+        # `datasets` names the cache by the folder's name, not by what is in it, and would go on serving rows of an
+        # older list. Which lists count is known only now that there is a configuration, hence the second call.
+        super().__init__(*args, hash=self._digest(hash), **kwargs)
+
+    # What a data set says of itself.
+
+    def list_patterns(self, split: str) -> list[str]:
+        """Patterns of the files that may list a split, best first."""
+        raise NotImplementedError
+
+    def fold_patterns(self, split: str) -> list[str]:
+        """Patterns of lists in the field's common form, `*set_1*train*.txt` and the like; 1 is not 16 there."""
+        names = [f"{word}{gap}{self.config.fold}[!0-9]" for word in ("set", "fold") for gap in ("?", "")]
+        return [pattern for name in names for pattern in (f"*{name}*{split}*txt", f"*{split}*{name}*txt")]
+
+    def clip_key(self, path: str) -> str:
+        """What a path in a list and the file that it means have in common, whatever folder both lie in."""
+        return path_parts(path)[-1]
+
+    def columns_of(self, line: Line, label: str) -> dict:
+        """Values of `extra_features` for a line with a label."""
+        return {}
+
+    def extra_features(self) -> dict:
+        """Columns that only this data set has."""
+        return {}
+
+    def label_names(self) -> list[str]:
+        """Of the `label` column, in order."""
+        return list(self.LABELS)
+
+    # From here on the same for every set of lists and a folder with clips.
+
+    def _info(self):
+        self._check_config()
+        is_video = self.media_column == "video"
+        features = {
+            self.media_column: datasets.Video(decode=False) if is_video else datasets.Value("string"),
+            "label": datasets.ClassLabel(names=self.label_names()),
+            **self.extra_features(),
+            "clip_id": datasets.Value("string"),
+            "fold": datasets.Value("int32"),
+            "num_frames": datasets.Value("int32"),  # null for a video file of which the list says nothing
+        }
+        return datasets.DatasetInfo(
+            description=self.__doc__,
+            features=datasets.Features(features),
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+            license=self.LICENSE,
+            version=self.VERSION,
+        )
+
+    def _check_config(self):
+        self.config.__post_init__()  # `datasets` sets what the user passes without it
+        preset = self.builder_configs.get(self.config.name)
+        names = ("fold", "kind")
+        if preset is None or any(getattr(preset, name, 0) != getattr(self.config, name, 0) for name in names):
+            raise ValueError(f"choose the fold by config_name, one of {', '.join(self.builder_configs)}")
+        if unknown := {our_spelling(name) for name in self.config.label_order or []} - set(self.label_names()):
+            raise ValueError(f"label_order has {sorted(unknown)}; allowed: {', '.join(self.label_names())}")
+
+    def _split_generators(self, dl_manager):
+        clips = self.read_clips()
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"clips": rows}) for split, rows in clips.items() if rows
+        ]
+
+    def _generate_examples(self, clips):
+        for clip in clips:
+            row = {self.media_column: clip.media, "label": clip.label, **clip.columns}
+            row |= {"clip_id": clip.clip_id, "fold": self.config.fold, "num_frames": clip.num_frames}
+            yield clip.clip_id, row
+
+    def read_clips(self) -> dict[str, list[Clip]]:
+        """Split -> its clips, checked; with `on_error="skip"` without unusable ones, which a warning names."""
+        clips, sources, problems, unusable = {split: [] for split in self.SPLITS}, {}, [], []
+        for split, clip in self.unchecked_clips(problems):
+            first = sources.setdefault((split, clip.clip_id), clip.source)
+            if first != clip.source:
+                problems.append(f"{clip.source}: clip {clip.clip_id!r} is also {first}")
+                continue
+            try:
+                clips[split].append(check_media(clip, self.media_column))
+            except ValueError as error:
+                unusable.append(str(error))
+        if problems or (unusable and self.config.on_error == "raise"):
+            raise ValueError(listing(f"{self.TITLE} in {self.root()} cannot be built", problems + unusable))
+        if empty := [split for split in self.required_splits() if not clips[split]]:
+            raise ValueError(listing(f"{self.TITLE} in {self.root()} has no clips of {', '.join(empty)}", unusable))
+        if unusable:
+            datasets.logging.get_logger(__name__).warning(listing(f"{self.TITLE}: clips left out", unusable))
+        return clips
+
+    def required_splits(self) -> tuple[str, ...]:
+        """Those without which there is no data set."""
+        return self.SPLITS
+
+    def unchecked_clips(self, problems: list[str]) -> Iterator[tuple[str, Clip]]:
+        """Split and clip of every line; what is wrong with a line is added to `problems`."""
+        root, media = self.root(), {}
+        for path in self.media_paths():
+            media.setdefault(self.clip_key(path), path)  # a folder of frames comes before a video of its name
+        for split in self.SPLITS:
+            for line in self.read_lines(root, split):
+                try:
+                    yield split, self._clip(line, media)
+                except ValueError as error:
+                    problems.append(str(error))
+
+    def _clip(self, line: Line, media: dict[str, str]) -> Clip:
+        label, key = self.read_label(line), self.clip_key(line.path)
+        if line.num_frames is not None and not line.num_frames.isdecimal():
+            raise ValueError(f"{line.source}: the number of frames is {line.num_frames!r}, but must be a number")
+        num_frames = int(line.num_frames) if line.num_frames else None
+        path = media.get(key) or os.path.join(self.media_folder, key)
+        return Clip(key, label, path, line.source, self.columns_of(line, label), num_frames)
+
+    def read_lines(self, root: Path, split: str) -> Iterator[Line]:
+        """The lines of a split's list, taken apart.
+
+        Raises:
+            FileNotFoundError: there is no list.
+            ValueError: there are several that say different things.
+        """
+        found = self.find_lists(root, split)
+        if not found:
+            raise FileNotFoundError(
+                f"{self.TITLE}: no list of the {split} clips of {self.config.name} found below {root}; "
+                f"looked for {', '.join(self.list_patterns(split))}"
+            )
+        if len({path.read_bytes() for path in found}) > 1:
+            raise ValueError(f"{self.TITLE}: which lists the {split} clips? Keep one of {', '.join(map(str, found))}")
+        yield from read_list(found[0])
+
+    def find_lists(self, root: Path, split: str) -> list[Path]:
+        """The files that match the best pattern at all; more than one if several copies lie side by side."""
+        for matches in find(root, self.list_patterns(split)):
+            if files := [path for path in matches if path.is_file()]:
+                return files
+        return []
+
+    def annotation_files(self) -> list[Path]:
+        """The files whose content the rows are made of."""
+        return [path for split in self.SPLITS for path in self.find_lists(self.root(), split)]
+
+    def root(self) -> Path:
+        """The user's folder."""
+        if self.config.data_dir is None:
+            raise FileNotFoundError(
+                f"{self.TITLE} is given by its authors to those who sign their agreement ({self.HOMEPAGE}); "
+                "then pass data_dir=FOLDER. SyntheticFaces needs no agreement"
+            )
+        root = Path(self.config.data_dir).expanduser()
+        if not root.is_dir():
+            raise FileNotFoundError(f"data_dir {root} is not a folder")
+        return root.absolute()
+
+    @cached_property
+    def media_folder(self) -> Path:
+        """The folder with the clips: face crops rather than whole videos, unless `media` says otherwise."""
+        kinds = {"faces": self.FACE_FOLDERS, "videos": self.VIDEO_FOLDERS}
+        patterns = [pattern for kind, some in kinds.items() if self.config.media in (None, kind) for pattern in some]
+        root = self.root()
+        for folder in (path for matches in find(root, patterns) for path in matches if path.is_dir()):
+            # A folder in a folder of the same name, as unpacking makes them, is not a clip.
+            if any(is_clip(path) for path in list_media(folder, self.MEDIA_DEPTH)):
+                return folder
+        raise FileNotFoundError(
+            f"{self.TITLE}: no folder with clips found below {root}; looked for {', '.join(patterns)}"
+        )
+
+    def media_paths(self) -> Iterator[str]:
+        """Every clip there is, a file or a folder of images; each folder is listed, no file is opened."""
+        yield from list_media(self.media_folder, self.MEDIA_DEPTH)
+
+    @cached_property
+    def media_column(self) -> str:
+        """ "frames" if the clips are folders of images, "video" if they are files, or if nothing is known yet."""
+        try:
+            return "frames" if os.path.isdir(next(filter(is_clip, self.media_paths()))) else "video"
+        except (FileNotFoundError, StopIteration):
+            return "video"
+
+    def _digest(self, given: str | None) -> str:
+        """Changes with the code, the lists and the clips that there are."""
+        digest = hashlib.sha256(f"{given}".encode())
+        for owner in (ExpressionVideos, type(self)):
+            digest.update(Path(inspect.getfile(owner)).read_bytes())
+        try:
+            for path in self.annotation_files():
+                digest.update(os.fsencode(path) + path.read_bytes())
+            for path in self.media_paths():
+                digest.update(os.fsencode(path) + b"\n")
+                if self.config.on_error == "skip" and os.path.exists(path):  # an empty clip may have been mended
+                    digest.update(f"{os.stat(path).st_mtime_ns}".encode())
+        except FileNotFoundError:
+            pass  # building says what is not there
+        return digest.hexdigest()[:16]
+
+    def read_label(self, line: Line) -> str:
+        """The label of a line in our spelling.
+
+        Raises:
+            ValueError: an unknown name, or a number outside the classes.
+        """
+        names = self.label_names()
+        if not INTEGER.fullmatch(line.label):
+            label = our_spelling(line.label)
+            if label not in names:
+                raise ValueError(f"{line.source}: label {line.label!r} is unknown; allowed: {', '.join(names)}")
+            return label
+        order = [our_spelling(name) for name in self.config.label_order or names]
+        first = 0 if line.counts_from_zero else self.FIRST_LABEL
+        last = first + len(order) - 1
+        if not first <= int(line.label) <= last:
+            raise ValueError(f"{line.source}: label {line.label} is out of range; allowed: {first} to {last}")
+        return order[int(line.label) - first]
+
+
+def our_spelling(label: str) -> str:
+    """`Happy` -> `happiness`; a compound `a_b` part by part."""
+    return "_".join(SPELLINGS.get(part, part) for part in label.strip().lower().split("_"))
+
+
+def path_parts(path: str) -> list[str]:
+    """Folders and name of a path, of Windows too, without the suffix of a video; dots in other names are kept."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part] or [""]
+    stem, suffix = os.path.splitext(parts[-1])
+    return [*parts[:-1], stem if suffix.lower() in VIDEO_SUFFIXES else parts[-1]]
+
+
+def find(root: Path, patterns: list[str]) -> Iterator[list[Path]]:
+    """What matches a pattern in any case below a folder, then one and two folders deeper; best pattern first."""
+    for pattern in patterns:
+        in_any_case = re.sub("[A-Za-z]", lambda letter: f"[{letter[0].lower()}{letter[0].upper()}]", pattern)
+        for prefix in ("", "*/", "*/*/"):
+            found = sorted(root.glob(prefix + in_any_case))
+            yield [path for path in found if not any(p.startswith(HIDDEN) for p in path.relative_to(root).parts)]
+
+
+def read_list(path: Path) -> Iterator[Line]:
+    """Lines of a list: tabs, commas or blanks between columns, UTF-8 or GBK, any line ends, a header or none."""
+    lines = enumerate(re.split(r"\r\n|\r|\n", read_text(path)), start=1)
+    lines = [(f"{path}, line {number}", split_line(text)) for number, text in lines if text.strip()]
+    for index, (source, columns) in enumerate(lines):
+        if index == 0 and "label" in map(str.lower, columns[1:]):
+            continue  # a header
+        if len(columns) < 2 or not columns[0]:
+            raise ValueError(f"{source}: {' '.join(columns)!r} is neither `path label` nor `path frames label`")
+        if len(columns) == 3 and all(INTEGER.fullmatch(column) for column in columns[1:]):
+            yield Line(columns[0], columns[2], columns[1], [], source, True)
+        else:
+            yield Line(columns[0], columns[1], None, columns[2:], source, False)
+
+
+def split_line(text: str) -> list[str]:
+    """The columns of a line. Paths may have blanks, captions commas."""
+    if "\t" in text:
+        columns = text.split("\t")
+    elif common := PATH_FRAMES_LABEL.fullmatch(text.strip()):
+        columns = common.groups()
+    else:
+        columns = next(csv.reader([text])) if "," in text else text.rsplit(maxsplit=1)
+    columns = [column.strip() for column in columns]
+    return [column.strip('"') for column in columns[:2]] + columns[2:]
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 or GBK file; a `ValueError` names the first line that is neither."""
+    content = path.read_bytes()
+    for encoding in ("utf-8", "gb18030"):  # gb18030 contains GBK
+        try:
+            return content.decode(encoding).removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            value = content[error.start : error.end]
+    raise ValueError(f"{path}, line {line}: the bytes {value!r} are neither UTF-8 nor GBK text")
+
+
+def list_media(folder: Path | str, depth: int = 1) -> Iterator[str]:
+    """Video files and folders `depth` levels below a folder, in the order of their names."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, entry.path, entry.is_dir()) for entry in entries)
+    for name, path, is_folder in found:
+        if name.startswith(HIDDEN):
+            continue
+        if depth > 1 and is_folder:
+            yield from list_media(path, depth - 1)
+        elif depth == 1 and (is_folder or name.lower().endswith(VIDEO_SUFFIXES)):
+            yield path
+
+
+def count_images(folder: str) -> int:
+    """Images directly in a folder."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(HIDDEN)]
+    return sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+
+
+def is_clip(path: str) -> bool:
+    """Whether a path is a file, or a folder with images."""
+    return not os.path.isdir(path) or count_images(path) > 0
+
+
+def check_media(clip: Clip, column: str) -> Clip:
+    """The clip, with the number of its images if it is a folder; a `ValueError` says what is wrong with it."""
+    if not os.path.exists(clip.media):
+        raise ValueError(f"{clip.source}: clip {clip.clip_id!r} is not in {os.path.dirname(clip.media)}")
+    is_folder = os.path.isdir(clip.media)
+    if is_folder != (column == "frames"):
+        raise ValueError(f"{clip.source}: {clip.media} is a {'folder' if is_folder else 'file'}, unlike other clips")
+    if not is_folder:
+        if os.path.getsize(clip.media) == 0:
+            raise ValueError(f"{clip.source}: {clip.media} is empty")
+        return clip
+    found = count_images(clip.media)
+    if found == 0:
+        raise ValueError(f"{clip.source}: {clip.media} holds no image")
+    if clip.num_frames not in (None, found):
+        raise ValueError(f"{clip.source}: {clip.num_frames} frames, but {clip.media} holds {found}")
+    return clip._replace(num_frames=found)
+
+
+def listing(title: str, problems: list[str]) -> str:
+    """A message with the first problems and the number of all."""
+    shown = problems[:MAX_PROBLEMS_SHOWN]
+    more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+    return "\n".join([f"{title}, {len(problems)} in all:", *shown, *more])

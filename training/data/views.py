@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the papers do with one and the same rows: texts for clips, a class left out, a validation part, balance."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import datasets
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+# DFER-CLIP's ablation compares these with descriptions of facial behaviour.
+TEMPLATES = {"class_name": "{}", "photo": "a photo of {}.", "expression": "an expression of {}."}
+TEXT_KINDS = ("caption", "description", *TEMPLATES)
+
+
+def class_text(label: str, kind: str, class_descriptions: Mapping[str, Sequence[str]]) -> str:
+    """The one text that stands for a class in training.
+
+    Args:
+        label: of a compound `a_b` all parts count.
+        kind: "description" is the first of the class's descriptions; or a name of `TEMPLATES`.
+        class_descriptions: label -> texts.
+
+    Raises:
+        ValueError: a label without description, or an unknown kind.
+    """
+    parts = label.split("_")
+    if kind in TEMPLATES:
+        return TEMPLATES[kind].format(" and ".join(parts))
+    if kind != "description":
+        raise ValueError(f"the kind of text is {kind!r}, but must be one of {', '.join(TEXT_KINDS)}")
+    if label in class_descriptions:
+        return class_descriptions[label][0]
+    if missing := [part for part in parts if part not in class_descriptions]:
+        raise ValueError(f"class_descriptions has no text for {missing}; it has {', '.join(class_descriptions)}")
+    return ", ".join(class_descriptions[part][0] for part in parts)
+
+
+def clip_texts(rows: datasets.Dataset, kind: str, class_descriptions: Mapping[str, Sequence[str]]) -> list[str]:
+    """A text for each clip: its own caption (EmoCLIP's sample-level training) or its class's (class-level).
+
+    Raises:
+        ValueError: the rows have no captions, or some are empty; names the first such clip.
+    """
+    if kind != "caption":
+        names = rows.features["label"].names
+        text_of = [class_text(name, kind, class_descriptions) for name in names]
+        return [text_of[label] for label in rows["label"]]
+    if "caption" not in rows.column_names:
+        raise ValueError(f"data.text is 'caption', but the clips have none; columns: {', '.join(rows.column_names)}")
+    captions = list(rows["caption"])
+    for number, caption in enumerate(captions):
+        if not caption:
+            clip = rows[number].get("clip_id", number)
+            raise ValueError(f"data.text is 'caption', but clip {clip!r} has an empty one")
+    return captions
+
+
+def leave_class_out(
+    rows: dict[str, datasets.Dataset], label: str, learned: Sequence[str]
+) -> dict[str, datasets.Dataset]:
+    """EmoCLIP's leave-one-class-out: splits in `learned` lose the class, all others keep nothing but it.
+
+    Raises:
+        ValueError: no such class.
+    """
+    names = next(iter(rows.values())).features["label"].names
+    if label not in names:
+        raise ValueError(f"the class to leave out is {label!r}, but must be one of {', '.join(names)}")
+    number = names.index(label)
+    return {
+        split: part.select(np.flatnonzero((np.array(part["label"]) == number) != (split in learned)))
+        for split, part in rows.items()
+    }
+
+
+def cut_validation(
+    rows: datasets.Dataset, share: float, seed: int, group: str | None = None
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training rows -> (rows to train on, rows to choose the epoch on), with the classes in the same shares.
+
+    Args:
+        rows: with a `label` column, or without one any rows are as good.
+        share: of the rows, about, above 0 and at most 0.5.
+        seed: of the choice, which is the same every time.
+        group: a column, as of persons; no group is on both sides.
+
+    Raises:
+        ValueError: a share out of range, or fewer clips or groups than it needs.
+    """
+    if not 0 < share <= 0.5:
+        raise ValueError(f"the validation share is {share}, but must be above 0 and at most 0.5")
+    labels = rows["label"] if "label" in rows.column_names else np.zeros(len(rows))
+    num_parts = round(1 / share)
+    groups = np.array(rows[group]) if group else None
+    num_groups = len(rows) if groups is None else len(np.unique(groups))
+    if num_groups < num_parts:
+        raise ValueError(
+            f"a validation share of {share} needs at least {num_parts} different {group or 'clips'}, but there are "
+            f"{num_groups}"
+        )
+    splitter_class = StratifiedGroupKFold if group else StratifiedKFold
+    splitter = splitter_class(num_parts, shuffle=True, random_state=seed)
+    train, validation = next(splitter.split(np.zeros(len(rows)), np.array(labels), groups))
+    return rows.select(train), rows.select(validation)
+
+
+class ClassBalancedSampler(torch.utils.data.Sampler):
+    """As many clips as there are, drawn with replacement so that every class is equally likely.
+
+    Args:
+        labels: of the clips.
+        seed: with the epoch's number it decides the draw, in every process alike.
+    """
+
+    def __init__(self, labels: Sequence[int], seed: int):
+        _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        self.weights = torch.from_numpy(1 / counts[inverse])
+        self.seed, self.epoch = seed, 0
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def set_epoch(self, epoch: int):
+        """Another draw in each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
