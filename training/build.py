@@ -12,16 +12,16 @@ import torch
 import yaml
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, CLIPTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, CLIPTokenizer, PreTrainedModel
 
 import modeling_emoclip
 from modeling_emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
 from training.collate import Clips, Collator, media_column
 from training.component_loss import WithComponentLoss
-from training.data.views import ClassBalancedSampler, class_text, clip_texts, cut_validation, leave_class_out
+from training.data.views import SeededSampler, class_text, clip_texts, cut_validation, leave_class_out
 from training.feature_cache import Views, encode_frames, tower_fingerprint
 from training.optimizer import set_trainable
-from training.recipe import DataRecipe, Recipe
+from training.recipe import DataRecipe, DataSource, Recipe
 
 TEXTS_PER_BATCH = 256
 CUT = "cut from train"  # the validation split of data sets that have none
@@ -41,14 +41,18 @@ class Experiment:
     """`model`, or a wrapper that adds to its loss; what the optimizer sees."""
     learning_rates: dict[str, float]
     train_clips: Clips
-    train_sampler: ClassBalancedSampler | None
-    """`None`: every clip once, in random order."""
+    train_sampler: SeededSampler
     validation_clips: Clips | None
     evaluation_clips: dict[str, Clips]
-    """Split -> clips, for the recipe's evaluation sets."""
+    """Name of an evaluation set -> its clips; sets of one split share them."""
     class_descriptions: dict[str, list[str]]
-    train_collator: Collator
     collator: Collator
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Model and processor, with adapters merged into the weights that they adapt."""
+        merge_adapters(self.model)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
 
 PREDICTS = {
@@ -59,6 +63,14 @@ PREDICTS = {
 }
 
 
+# What a checkpoint says of its network; what it says of its classes belongs to what it was trained on.
+ARCHITECTURE_FIELDS = [
+    name
+    for name in EmoCLIPConfig.__dataclass_fields__
+    if name.startswith(("temporal_", "projection_", "logit_", "vision_config", "text_config"))
+]
+
+
 def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
     """Loads or makes data, model and processor; encodes frames and texts once if their towers are frozen."""
     data = recipe.data
@@ -67,6 +79,8 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
     descriptions = load_class_descriptions(data.class_descriptions)
     predicts = _predicts(recipe)
     model, processor = build_model(recipe, train_rows, descriptions)
+    if recipe.model.lora is not None:
+        add_adapters(model, recipe.model.lora)
     model.to(device)
     trained: nn.Module = model
     with_components = recipe.model.component_loss_until > 0
@@ -75,9 +89,10 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
         num_steps = round(steps * recipe.model.component_loss_until)
         trained = WithComponentLoss(model, len(train_rows[0]["components"]), num_steps)
     rates = set_trainable(trained, recipe.optim.learning_rates, may_freeze_all=recipe.optim.epochs == 0)
-    make_clips = _ClipMaker(recipe, predicts, model, processor, rows, descriptions, cache_dir)
-    train_clips = make_clips(data.train_split, training=True)
+    make_clips = _ClipMaker(recipe, predicts, model, processor, descriptions, cache_dir)
+    train_clips = make_clips.training(train_rows, data.train_split, augmented=True)
     validation = validation_name(data)
+    balance = train_clips.rows["label"] if data.class_balanced else None
     return Experiment(
         model=model,
         processor=processor,
@@ -85,88 +100,109 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
         trained=trained,
         learning_rates=rates,
         train_clips=train_clips,
-        train_sampler=(
-            ClassBalancedSampler(train_clips.rows["label"], recipe.run.seed) if data.class_balanced else None
-        ),
-        validation_clips=make_clips(validation) if validation else None,
-        evaluation_clips={split: make_clips(split) for split in sorted(_evaluated_splits(recipe))},
+        train_sampler=SeededSampler(len(train_clips), recipe.run.seed, balance),
+        validation_clips=make_clips.training(rows[validation], validation) if validation else None,
+        evaluation_clips=_evaluation_clips(recipe, rows, make_clips),
         class_descriptions=descriptions,
-        train_collator=Collator(processor, data.augmentation, with_components),
-        collator=Collator(processor, with_components=with_components),
+        collator=Collator(processor, with_components),
     )
 
 
+def _evaluation_clips(recipe: Recipe, rows: dict[str, datasets.Dataset], make_clips: "_ClipMaker") -> dict[str, Clips]:
+    made: dict[tuple, Clips] = {}
+    clips = {}
+    for name, evaluation_set in recipe.data.evaluation.items():
+        source, split = evaluation_set.data, evaluation_set.split
+        key = (split, repr(source))
+        if key not in made:
+            part = rows[split] if source is None else prepare_rows(source, recipe, {split})[split]
+            made[key] = make_clips.evaluation(part, split if source is None else f"{source.builder}, {split}")
+        clips[name] = made[key]
+    return clips
+
+
 class _ClipMaker:
-    """Splits -> `Clips`, with the frozen towers' work done beforehand."""
+    """Rows -> `Clips`, with the frozen towers' work done beforehand."""
 
-    def __init__(self, recipe: Recipe, predicts: str, model, processor, rows, descriptions, cache_dir: Path):
+    def __init__(self, recipe: Recipe, predicts: str, model, processor, descriptions, cache_dir: Path):
         self.recipe, self.predicts, self.model, self.processor = recipe, predicts, model, processor
-        self.rows, self.descriptions, self.cache_dir = rows, descriptions, cache_dir
+        self.descriptions, self.cache_dir = descriptions, cache_dir
         self.tower = None if _learns(model, "vision_model", "visual_projection") else tower_fingerprint(model)
-        self.text_embeds = None
+        self.text_embeds: dict[str, torch.Tensor] | None = None
         if predicts == "texts" and not _learns(model, "text_model", "text_projection"):
-            learned = {recipe.data.train_split, validation_name(recipe.data)} & set(rows)
-            texts = (text for split in sorted(learned) for text in self._texts(split))
-            self.text_embeds = {text: embed.cpu() for text, embed in encode_texts(model, processor, texts).items()}
+            self.text_embeds = {}
 
-    def __call__(self, split: str, training: bool = False) -> Clips:
-        data, run, rows = self.recipe.data, self.recipe.run, self.rows[split]
-        frame_embeds = None
-        if self.tower is not None and media_column(rows.column_names):
-            views = Views(data.augmented_views, data.augmentation) if training and data.augmented_views else None
-            frame_embeds = encode_frames(
-                self.model,
-                self.processor.video_processor,
-                rows,
-                self.cache_dir,
-                run.num_workers,
-                f"frames of {split}",
-                views=views,
-                on_error=data.on_error,
-                seed=run.seed,
-                tower=self.tower,
-            )
-        is_learned = split in (data.train_split, validation_name(data))
+    def training(self, rows: datasets.Dataset, title: str, augmented: bool = False) -> Clips:
+        """Clips with what they are trained against; `augmented` ones differ from epoch to epoch."""
+        data = self.recipe.data
+        views = Views(data.augmented_views, data.augmentation) if augmented and data.augmented_views else None
+        rows, frame_embeds = self._encode(rows, title, views)
+        texts = None
+        if self.predicts == "texts":
+            texts = clip_texts(rows, data.text, self.descriptions)
+            if self.text_embeds is not None:
+                new = set(texts) - set(self.text_embeds)
+                encoded = encode_texts(self.model, self.processor, new)
+                self.text_embeds |= {text: embed.cpu() for text, embed in encoded.items()}
         return Clips(
             rows,
             self.processor.video_processor,
-            texts=self._texts(split) if self.predicts == "texts" and is_learned else None,
-            labels=None if self.predicts == "texts" else self._labels(split),
-            frame_sampling=data.frame_sampling if training else None,
-            seed=run.seed,
+            texts=texts,
+            labels=self._labels(rows),
+            frame_sampling=data.frame_sampling if augmented else None,
+            augmentation=data.augmentation if augmented else None,
+            seed=self.recipe.run.seed,
             frame_embeds=frame_embeds,
             text_embeds=self.text_embeds,
             on_error=data.on_error,
         )
 
-    def _texts(self, split: str) -> list[str]:
-        return clip_texts(self.rows[split], self.recipe.data.text, self.descriptions)
+    def evaluation(self, rows: datasets.Dataset, title: str) -> Clips:
+        """Clips as they are, always the same frames."""
+        rows, frame_embeds = self._encode(rows, title)
+        on_error = self.recipe.data.on_error
+        return Clips(rows, self.processor.video_processor, frame_embeds=frame_embeds, on_error=on_error)
 
-    def _labels(self, split: str) -> torch.Tensor:
+    def _encode(self, rows: datasets.Dataset, title: str, views: Views | None = None):
+        """The rows that can be read, and their frames, if the image tower is frozen."""
+        if self.tower is None or media_column(rows.column_names) is None:
+            return rows, None
+        frame_embeds = encode_frames(
+            self.model,
+            self.processor.video_processor,
+            rows,
+            self.cache_dir,
+            self.recipe.run.num_workers,
+            f"frames of {title}",
+            every=self.recipe.data.encode_every,
+            views=views,
+            on_error=self.recipe.data.on_error,
+            seed=self.recipe.run.seed,
+            tower=self.tower,
+        )
+        if not frame_embeds.skipped:
+            return rows, frame_embeds
+        kept = sorted(set(range(len(rows))) - set(frame_embeds.skipped))
+        return rows.select(kept), frame_embeds.select(kept)
+
+    def _labels(self, rows: datasets.Dataset) -> torch.Tensor | None:
+        if self.predicts == "texts":
+            return None
         if self.predicts == "labels":
-            return torch.tensor(self.rows[split]["label"])
-        columns = [self.rows[split][name] for name in self.recipe.data.targets]
+            return torch.tensor(rows["label"])
+        columns = [rows[name] for name in self.recipe.data.targets]
         return torch.tensor(columns, dtype=torch.float32).t().contiguous()  # (N, n)
 
 
 def load_rows(recipe: Recipe) -> dict[str, datasets.Dataset]:
-    """The splits that the recipe names, prepared if need be, with what it leaves out left out."""
+    """The splits of the recipe's own data set, prepared if need be, with what it leaves out left out."""
     data = recipe.data
-    builder = load_builder(data)
-    processes = recipe.run.num_render_processes or os.cpu_count()
-    builder.download_and_prepare(num_proc=processes)
-    cut = data.validation_split is None and data.validation_share > 0
-    wanted = {data.train_split} | ({data.validation_split} - {None}) | _evaluated_splits(recipe)
-    if missing := wanted - set(builder.info.splits):
-        raise ValueError(
-            f"{data.builder} has no split {', '.join(sorted(missing))}; it has {', '.join(builder.info.splits)}. "
-            "Without a validation split set data.validation_split=null and data.validation_share=0.1"
-        )
-    rows = {split: builder.as_dataset(split) for split in sorted(wanted)}
+    evaluated = {one.split for one in data.evaluation.values() if one.data is None}
+    rows = prepare_rows(data, recipe, {data.train_split} | ({data.validation_split} - {None}) | evaluated)
     for split, part in rows.items():
         if unknown := [name for name in data.targets if name not in part.column_names]:
             raise ValueError(f"data.targets names {unknown}, but {split} has the columns {part.column_names}")
-    if cut:
+    if validation_name(data) == CUT:
         rows[data.train_split], rows[CUT] = cut_validation(
             rows[data.train_split], data.validation_share, recipe.run.seed, data.validation_group
         )
@@ -175,19 +211,31 @@ def load_rows(recipe: Recipe) -> dict[str, datasets.Dataset]:
     return rows
 
 
+def prepare_rows(source: DataRecipe | DataSource, recipe: Recipe, wanted: set[str]) -> dict[str, datasets.Dataset]:
+    """Some splits of a data set."""
+    builder = load_builder(source, recipe.data.cache_dir)
+    builder.download_and_prepare(num_proc=recipe.run.num_render_processes or os.cpu_count())
+    if missing := wanted - set(builder.info.splits):
+        raise ValueError(
+            f"{source.builder} has no split {', '.join(sorted(missing))}; it has {', '.join(builder.info.splits)}. "
+            "Without a validation split set data.validation_split=null and data.validation_share=0.1"
+        )
+    return {split: builder.as_dataset(split) for split in sorted(wanted)}
+
+
 def validation_name(data: DataRecipe) -> str | None:
     """The split on which the epoch is chosen, as in `load_rows`."""
     return data.validation_split or (CUT if data.validation_share > 0 else None)
 
 
-def load_builder(data: DataRecipe) -> datasets.DatasetBuilder:
+def load_builder(source: DataRecipe | DataSource, cache_dir: str | None = None) -> datasets.DatasetBuilder:
     """The builder `module.Class` of training/data, configured."""
-    module, _, name = data.builder.rpartition(".")
+    module, _, name = source.builder.rpartition(".")
     builder_class = getattr(importlib.import_module(f"training.data.{module}"), name)
-    options = dict(data.options)
-    if data.data_dir is not None:
-        options["data_dir"] = data.data_dir
-    return builder_class(config_name=data.config_name, cache_dir=data.cache_dir, **options)
+    options = dict(source.options)
+    if source.data_dir is not None:
+        options["data_dir"] = source.data_dir
+    return builder_class(config_name=source.config_name, cache_dir=cache_dir, **options)
 
 
 def load_class_descriptions(name: str) -> dict[str, list[str]]:
@@ -205,8 +253,10 @@ def build_model(recipe: Recipe, train_rows, descriptions) -> tuple[PreTrainedMod
     if init is not None:
         fields = _class_fields(recipe, train_rows, descriptions) | recipe.model.config
         if AutoConfig.from_pretrained(init).model_type == EmoCLIPConfig.model_type:
-            processor = EmoCLIPProcessor.from_pretrained(init, **recipe.model.video_processor)
-            config = EmoCLIPConfig.from_pretrained(init, **fields)
+            video_processor = EmoCLIPVideoProcessor.from_pretrained(init, **recipe.model.video_processor)
+            processor = EmoCLIPProcessor(video_processor, AutoTokenizer.from_pretrained(init))
+            saved = EmoCLIPConfig.from_pretrained(init).to_dict()
+            config = EmoCLIPConfig(**({name: saved[name] for name in ARCHITECTURE_FIELDS if name in saved} | fields))
             return model_class.from_pretrained(init, config=config, dtype=torch.float32), processor
         processor = EmoCLIPProcessor.from_clip(init, **recipe.model.video_processor)
         return model_class.from_clip(init, **fields), processor
@@ -262,9 +312,21 @@ def encode_texts(model, processor, texts: Iterable[str]) -> dict[str, torch.Tens
     return embeds
 
 
+def add_adapters(model: PreTrainedModel, fields: dict) -> None:
+    """Low-rank adapters (PEFT's LoRA) inside the model's modules; parameter names gain `lora_A`, `lora_B`."""
+    from peft import LoraConfig, inject_adapter_in_model  # an extra
+
+    inject_adapter_in_model(LoraConfig(**fields), model)
+
+
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Adapted modules become plain ones again, with the adapters' part in their weights."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "lora_A"):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+
+
 def _learns(model: nn.Module, *prefixes: str) -> bool:
     return any(p.requires_grad for name, p in model.named_parameters() if name.startswith(prefixes))
-
-
-def _evaluated_splits(recipe: Recipe) -> set[str]:
-    return {evaluation_set.split for evaluation_set in recipe.data.evaluation.values()}

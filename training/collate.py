@@ -30,6 +30,7 @@ class Clips(torch.utils.data.Dataset):
         texts: one for each row, for models that compare videos with texts.
         labels: `(N,)` class numbers or `(N, n)` targets, for models with labels.
         frame_sampling: overrides the processor's choice, for training.
+        augmentation: of pixels, for training.
         seed: of random choices, which depend on (seed, epoch, row) alone.
         frame_embeds: the rows' frames, already encoded (`feature_cache.FrameEmbeds`); pixels are then not read.
         text_embeds: text -> `(D,)`, already encoded; `None` if the text tower learns.
@@ -43,6 +44,7 @@ class Clips(torch.utils.data.Dataset):
         texts: list[str] | None = None,
         labels: torch.Tensor | None = None,
         frame_sampling: str | None = None,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         frame_embeds=None,
         text_embeds: dict[str, torch.Tensor] | None = None,
@@ -52,6 +54,7 @@ class Clips(torch.utils.data.Dataset):
         self.num_frames = video_processor.num_frames
         self.frame_stride = video_processor.frame_stride
         self.frame_sampling = frame_sampling or video_processor.frame_sampling
+        self.augment = augmentation_transforms(augmentation) if augmentation else None
         self.seed = seed
         self.epoch = 0
         self.frame_embeds = frame_embeds
@@ -82,7 +85,7 @@ class Clips(torch.utils.data.Dataset):
         if "components" in row:
             item["components"] = torch.tensor(row["components"])
         if "image" in row:
-            return item | {"frames": torch.from_numpy(np.array(row["image"].convert("RGB")))[None]}  # (1, H, W, 3)
+            return item | {"frames": self._augmented(np.array(row["image"].convert("RGB"))[None], rng)}
         try:
             media = row[media_column(row)]
             frames, _ = read_video(media, lambda metadata: self._choose_frames(metadata.total_num_frames, rng))
@@ -91,7 +94,19 @@ class Clips(torch.utils.data.Dataset):
                 raise
             logger.warning(f"left out: {error}")
             return None
-        return item | {"frames": torch.from_numpy(frames)}
+        return item | {"frames": self._augmented(frames, rng)}
+
+    def names(self, indices: list[int]) -> list[str]:
+        """What messages call some clips."""
+        return [str(self.rows[index].get("clip_id", index)) for index in indices]
+
+    def _augmented(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        pixels = torch.from_numpy(frames).movedim(-1, 1)  # (T, 3, H, W)
+        if self.augment is None:
+            return pixels
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(int(rng.integers(2**62)))
+            return self.augment(pixels)
 
     def _choose_frames(self, total_num_frames: int, rng: np.random.Generator) -> np.ndarray:
         return sample_frames(self.frame_sampling, total_num_frames, self.num_frames, stride=self.frame_stride, rng=rng)
@@ -102,13 +117,11 @@ class Collator:
 
     Args:
         processor: `EmoCLIPProcessor`.
-        augmentation: of pixels, in training.
         with_components: also hand the `components` column on.
     """
 
-    def __init__(self, processor, augmentation: Augmentation | None = None, with_components: bool = False):
+    def __init__(self, processor, with_components: bool = False):
         self.processor = processor
-        self.augment = augmentation_transforms(augmentation) if augmentation else None
         self.with_components = with_components
 
     def __call__(self, items: list[dict | None]) -> dict:
@@ -134,9 +147,7 @@ class Collator:
         }
 
     def _pixels(self, items: list[dict]) -> dict:
-        clips = [item["frames"].movedim(-1, 1) for item in items]  # each (T, 3, H, W)
-        if self.augment is not None:
-            clips = [self.augment(clip) for clip in clips]
+        clips = [item["frames"] for item in items]  # each (T, 3, H, W)
         return dict(self.processor.video_processor(clips, do_sample_frames=False, return_tensors="pt"))
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from sklearn.metrics import confusion_matrix, mean_absolute_error, root_mean_squared_error
 from torch import nn
 from torch.utils.data import DataLoader
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader
 from modeling_emoclip import EmoCLIPModel
 from modeling_emoclip.prompts import encode_labels, label_texts
 from training.build import Experiment, encode_texts
+from training.collate import Clips, Collator
 from training.metrics.ccc.ccc import concordance_correlation
 from training.metrics.pcc.pcc import pearson_correlation
 from training.metrics.uar.uar import unweighted_average_recall
@@ -37,56 +40,72 @@ class Predictions:
         return Predictions(self.names, self.scores[kept], self.references[kept], self.clips[kept])
 
 
-def evaluate(experiment: Experiment, recipe: Recipe) -> dict[str, dict]:
-    """Name of each evaluation set -> its metrics; a clip goes through the model once, however many sets it is in."""
-    experiment.model.eval()
-    outputs = {
-        split: run_model(experiment.model, DataLoader(clips, recipe.optim.batch_size, collate_fn=experiment.collator))
-        for split, clips in experiment.evaluation_clips.items()
-    }
+def evaluate(
+    experiment: Experiment, recipe: Recipe, accelerator: Accelerator, model: nn.Module | None = None
+) -> dict[str, dict]:
+    """Name of each evaluation set -> its metrics; a clip goes through the model once, however many sets it is in.
+
+    Args:
+        model: instead of the experiment's own, as an average of its weights.
+    """
+    model = experiment.model if model is None else getattr(model, "model", model)  # without the component loss
+    outputs: dict[int, tuple] = {}
+    for clips in experiment.evaluation_clips.values():
+        if id(clips) not in outputs:
+            outputs[id(clips)] = run_model(model, clips, experiment.collator, recipe.optim.batch_size, accelerator)
     predict = {"texts": predict_texts, "labels": predict_labels, "targets": predict_targets}[experiment.predicts]
     metrics = regression_metrics if experiment.predicts == "targets" else classification_metrics
-    return {
-        name: metrics(predict(evaluation_set, experiment, *outputs[evaluation_set.split]))
-        for name, evaluation_set in recipe.data.evaluation.items()
-    }
+    results = {}
+    for name, evaluation_set in recipe.data.evaluation.items():
+        clips = experiment.evaluation_clips[name]
+        results[name] = metrics(predict(evaluation_set, experiment, model, clips.rows, *outputs[id(clips)]))
+    return results
 
 
 @torch.inference_mode()
-def run_model(model, loader: DataLoader) -> tuple[np.ndarray, torch.Tensor]:
-    """Rows of a loader's clips, in their order, and what the model says of each: its head's logits, or without a head
-    unit-length video embeddings `(N, D)`."""
-    has_head = not isinstance(model, EmoCLIPModel)
-    clips, outputs = [], []
+def run_model(
+    model, clips: Clips, collator: Collator, batch_size: int, accelerator: Accelerator
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Rows of all clips, in their order, and what the model says of each: its head's logits `(N, C)`, or without a
+    head unit-length video embeddings `(N, D)`. Each process takes a part; every process gets all."""
+    model.eval()
+    loader = accelerator.prepare_data_loader(DataLoader(clips, batch_size, collate_fn=collator))
+    indices, outputs = [], []
     for batch in loader:
         names = ("pixel_values_videos", "frame_embeds", "frame_mask")
-        inputs = {name: batch[name].to(model.device) for name in names if name in batch}
-        clips.append(batch["clip_index"])
-        if has_head:
-            outputs.append(model(**inputs).logits.float())
+        inputs = {name: batch[name] for name in names if name in batch}
+        if isinstance(model, EmoCLIPModel):
+            video_embeds = model.get_video_features(**inputs).pooler_output
+            output = nn.functional.normalize(video_embeds.float(), dim=-1)
         else:
-            outputs.append(nn.functional.normalize(model.get_video_features(**inputs).pooler_output, dim=-1))
-    return torch.cat(clips).numpy(), torch.cat(outputs)
+            output = model(**inputs).logits.float()
+        indices.append(accelerator.gather(batch["clip_index"]))
+        outputs.append(accelerator.gather(output))
+    indices, outputs = torch.cat(indices).cpu().numpy(), torch.cat(outputs)
+    # The last batch is filled up so that all processes get the same number: those clips came before.
+    unique, first = np.unique(indices, return_index=True)
+    return unique, outputs[torch.from_numpy(first).to(outputs.device)]
 
 
 @torch.inference_mode()
-def validation_loss(trained: nn.Module, loader: DataLoader) -> float:
-    """Mean loss over the validation clips, each batch in the same order every time."""
-    trained.eval()
+def validation_loss(model: nn.Module, experiment: Experiment, recipe: Recipe, accelerator: Accelerator) -> float:
+    """Mean loss over the validation clips, each batch in the same order every time, in every process the same."""
+    model.eval()
     losses, weights = [], []
-    for batch in loader:
+    for batch in DataLoader(experiment.validation_clips, recipe.optim.batch_size, collate_fn=experiment.collator):
         weights.append(len(batch.pop("clip_index")))
-        losses.append(trained(**batch).loss.item())
+        losses.append(model(**send_to_device(batch, accelerator.device)).loss.item())
     return float(np.average(losses, weights=weights))
 
 
 @torch.inference_mode()
-def predict_texts(evaluation_set: EvaluationSet, experiment: Experiment, clips, video_embeds) -> Predictions:
+def predict_texts(
+    evaluation_set: EvaluationSet, experiment: Experiment, model, rows, clips, video_embeds
+) -> Predictions:
     """Zero-shot: cosine of each clip with the texts of the candidate labels, or with its own and another caption."""
-    rows = experiment.evaluation_clips[evaluation_set.split].rows
 
     def embeds_of(texts: list[str]) -> torch.Tensor:
-        embeds = encode_texts(experiment.model, experiment.processor, texts)
+        embeds = encode_texts(model, experiment.processor, texts)
         return torch.stack([embeds[text] for text in texts])
 
     if evaluation_set.contrast_captions:
@@ -103,19 +122,19 @@ def predict_texts(evaluation_set: EvaluationSet, experiment: Experiment, clips, 
     return _of_candidates(evaluation_set, rows, clips, candidates, scores)
 
 
-def predict_labels(evaluation_set: EvaluationSet, experiment: Experiment, clips, logits) -> Predictions:
+def predict_labels(evaluation_set: EvaluationSet, experiment: Experiment, model, rows, clips, logits) -> Predictions:
     """The model's own classes; of a subset of candidates only those compete."""
-    rows = experiment.evaluation_clips[evaluation_set.split].rows
-    number_of = experiment.model.config.label2id
+    number_of = model.config.label2id
     candidates = _candidates(evaluation_set, list(number_of))
     scores = logits[:, [number_of[name] for name in candidates]].cpu().numpy()
     return _of_candidates(evaluation_set, rows, clips, candidates, scores)
 
 
-def predict_targets(evaluation_set: EvaluationSet, experiment: Experiment, clips, logits) -> Predictions:
+def predict_targets(evaluation_set: EvaluationSet, experiment: Experiment, model, rows, clips, values) -> Predictions:
     """The targets, in their own units."""
-    references = experiment.evaluation_clips[evaluation_set.split].labels[clips].numpy()
-    return Predictions(list(experiment.model.config.target_names), logits.cpu().numpy(), references, clips)
+    names = list(model.config.target_names)
+    references = np.stack([np.array(rows[name])[clips] for name in names], axis=1)
+    return Predictions(names, values.cpu().numpy(), references, clips)
 
 
 def _candidates(evaluation_set: EvaluationSet, names: list[str]) -> list[str]:

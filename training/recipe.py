@@ -2,6 +2,7 @@
 """A recipe is one experiment: strict dataclasses from YAML files that extend each other, overridden by `a.b=c`."""
 
 import dataclasses
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -27,9 +28,24 @@ class ModelRecipe:
     """Without `init`: a byte-pair vocabulary of this size is trained on the training texts."""
     video_processor: dict = field(default_factory=dict)
     """Fields of EmoCLIPVideoProcessor, as num_frames and frame_sampling; they travel with the checkpoint."""
+    lora: dict | None = None
+    """Fields of peft.LoraConfig, as {r: 8, target_modules: [q_proj, v_proj]}: low-rank adapters learn inside frozen
+    towers; they are merged into the weights that are saved. `optim.learning_rates` sees parameters `...lora_...`."""
     component_loss_until: float = 0.0
     """Share of the steps during which naming the facial components helps the towers to start (component_loss.py);
     0 is off. Only for data with a `components` column."""
+
+
+@strict
+@dataclass
+class DataSource:
+    """A data set as its builder makes it."""
+
+    builder: str
+    """`module.Class` of a `datasets` builder in training/data."""
+    config_name: str | None = None
+    data_dir: str | None = None
+    options: dict = field(default_factory=dict)
 
 
 @strict
@@ -38,6 +54,8 @@ class EvaluationSet:
     """Clips, and what is predicted for them."""
 
     split: str = "test"
+    data: DataSource | None = None
+    """Another data set than training's: transfer."""
     candidate_labels: list[str] | None = None
     """Labels that compete; null: all labels of the data set. In zero-shot classification each stands for its texts."""
     only_labels: list[str] | None = None
@@ -128,6 +146,11 @@ class OptimRecipe:
     warmup: float = 0.0
     """Share of the steps over which the learning rates rise."""
     max_grad_norm: float | None = None
+    chunk_size: int | None = None
+    """So many clips at once go through the model in each process; the contrastive loss still sees the whole batch
+    (gradient_cache.py). For batches that do not fit in memory."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, as 0.999; the average is evaluated and kept."""
 
 
 @strict
@@ -138,9 +161,22 @@ class RunRecipe:
     output_dir: str = "outputs/run"
     seed: int = 0
     resume: bool = False
-    """Go on from the last finished epoch of the same recipe in output_dir."""
-    select_on: Literal["validation_loss", "last"] = "validation_loss"
-    """Which epoch's weights are kept: the one with the smallest loss on the validation split, or the last."""
+    """Go on from the last checkpoint of the same recipe in output_dir."""
+    select_on: Literal["validation_loss", "last", "test_war", "test_uar"] = "validation_loss"
+    """Which epoch's weights are kept: the one with the smallest loss on the validation split; the last; or, only to
+    match papers that did so, the one that scores best on the first evaluation set, which is then no fair test."""
+    patience: int | None = None
+    """Stop after so many epochs without a better one."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints within an epoch; null: at the end of each epoch only."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the model."""
+    trackers: list[str] = field(default_factory=list)
+    """Of accelerate: tensorboard, trackio, wandb; each must be installed."""
+    push_to_hub: str | None = None
+    """`org/name`: checkpoints are pushed there while training goes on, and the result at the end."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     num_workers: int = 0
     """Processes that decode clips while the model works."""
@@ -194,6 +230,19 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     return _strict(Recipe, values, prefix="")
 
 
+def flat_fields(recipe: Recipe) -> dict[str, int | float | str | bool]:
+    """`a.b` -> value, as trackers take it."""
+
+    def flatten(value, prefix=""):
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                yield from flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+        else:
+            yield prefix, value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
+
+    return dict(flatten(recipe.to_dict()))
+
+
 def dump_recipe(recipe: Recipe, folder: Path) -> str:
     """YAML for a file in `folder`, which `load_recipe` reads back to the same recipe.
 
@@ -217,8 +266,11 @@ def _read(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of fields, but is a {type(values).__name__}")
     values = _resolve_paths(values, path.parent)
-    base = values.pop("extends", None)
-    return values if base is None else _merge(_read(path.parent / base), values)
+    bases = values.pop("extends", [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:  # of several, as a method and a data set, later ones win
+        merged = _merge(merged, _read(path.parent / base))
+    return _merge(merged, values)
 
 
 def _parse(text: str, name: str) -> Any:
@@ -262,6 +314,8 @@ def _strict(cls: type, values: Any, prefix: str):
             name: _strict(EvaluationSet, value, f"{prefix}evaluation.{name}.")
             for name, value in values.get("evaluation", {}).items()
         }
+    if cls is EvaluationSet and values.get("data") is not None:
+        nested["data"] = _strict(DataSource, values["data"], f"{prefix}data.")
     # YAML writes 1 for 1.0.
     as_float = {
         name: float(value)

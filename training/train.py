@@ -8,24 +8,35 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from training.build import Experiment, build
+from training.checkpoint import (
+    Progress,
+    check_output_dir,
+    clear_os_errors,
+    load_checkpoint,
+    load_selected,
+    open_output_dir,
+    save_checkpoint,
+)
 from training.evaluation import evaluate, validation_loss
+from training.gradient_cache import backward_in_chunks
 from training.optimizer import build_optimizer, build_scheduler
-from training.recipe import Recipe, dump_recipe, load_recipe
+from training.recipe import Recipe, flat_fields, load_recipe
+from training.stop_signal import StopSignal
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -33,11 +44,12 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a yaml file of training/recipes, or one of your own")
     parser.add_argument("overrides", nargs="*", help="recipe fields, as optim.epochs=3")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint: run.resume=true")
     options = parser.parse_args(arguments)
     try:
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipe = load_recipe(options.recipe, [*options.overrides, *(["run.resume=true"] if options.resume else [])])
         check_output_dir(recipe)
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     return run(recipe)
 
@@ -45,164 +57,219 @@ def main(arguments: list[str] | None = None) -> dict:
 def run(recipe: Recipe) -> dict:
     """Trains and evaluates; the output folder is complete once it holds metrics.json."""
     started = time.perf_counter()
-    output_dir = open_output_dir(recipe)
+    output_dir = Path(recipe.run.output_dir)
     accelerator = Accelerator(
         mixed_precision=recipe.run.mixed_precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        # A recipe's batch is the whole batch; each process takes its part of it.
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        log_with=recipe.run.trackers or None,
+        project_dir=output_dir,
     )
-    if accelerator.num_processes > 1:
-        # Each process would see only its own share of the negatives: another loss than the recipe's, in silence.
-        raise NotImplementedError("training runs in one process; the loss over several processes is not there yet")
+    if recipe.optim.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"optim.batch_size={recipe.optim.batch_size} cannot be shared among {accelerator.num_processes} processes"
+        )
+    if accelerator.is_main_process:
+        open_output_dir(recipe)
+    accelerator.init_trackers("emoclip", flat_fields(recipe))
     set_seed(recipe.run.seed)
     cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
-    experiment = build(recipe, accelerator.device, cache_dir)
-    start = evaluate(experiment, recipe)
+    with accelerator.main_process_first():  # the others then find what it has prepared and encoded
+        experiment = build(recipe, accelerator.device, cache_dir)
+    start = evaluate(experiment, recipe, accelerator)
     history = train(experiment, recipe, accelerator, output_dir)
     metrics = {
         "title": recipe.title,
         "start": start,
-        "final": evaluate(experiment, recipe),
+        "final": evaluate(experiment, recipe, accelerator),
         "history": history,
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "trained_parameters": sum(p.numel() for p in experiment.model.parameters() if p.requires_grad),
         "seconds": round(time.perf_counter() - started, 1),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    save(experiment, recipe, metrics, output_dir)
+    if accelerator.is_main_process:
+        save(experiment, metrics, output_dir)
+    accelerator.end_training()
     return metrics
 
 
+@dataclass
+class Training:
+    """What the loop works on."""
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    loader: DataLoader
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    average: AveragedModel | None
+    checkpoint: Path
+    progress: Progress
+
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The moving average of the weights, if there is one."""
+        return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.module
+
+
 def train(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, output_dir: Path) -> list[dict]:
-    """The loop. Leaves the selected epoch's weights in the model; returns one record for each epoch."""
-    optim = recipe.optim
+    """The loop. Leaves the selected epoch's weights in the model; returns one record for each epoch.
+
+    Raises:
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM; `run.resume=true` goes on from there.
+    """
+    if recipe.optim.epochs == 0:
+        return []
+    training = prepare(experiment, recipe, accelerator, output_dir / "checkpoint")
+    progress = training.progress
+    with StopSignal(accelerator) as stop:
+        while progress.epoch < recipe.optim.epochs and not out_of_patience(progress, recipe.run.patience):
+            train_epoch(training, experiment, recipe, stop)
+            record = {"epoch": progress.epoch + 1, "loss": progress.loss_sum / progress.step}
+            record["learning_rate"] = max(training.scheduler.get_last_lr())
+            record |= score_epoch(training, experiment, recipe)
+            progress.history.append(record)
+            progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+            better = is_better(progress, recipe.run.select_on)
+            if better:
+                progress.selected = len(progress.history) - 1
+            accelerator.log(record, step=progress.epoch * len(training.loader))
+            if accelerator.is_main_process:
+                tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in record.items()))
+            save_checkpoint(accelerator, training.evaluated, progress, training.checkpoint, selects=better)
+            stop_if_requested(stop, training.checkpoint)
+    load_selected(experiment.trained, training.checkpoint)
+    return progress.history
+
+
+def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, checkpoint: Path) -> Training:
+    """Optimizer, schedule and batches; what an earlier run of the recipe left, if it is to go on."""
+    optim, run = recipe.optim, recipe.run
     loader = DataLoader(
         experiment.train_clips,
         batch_size=optim.batch_size,
-        shuffle=experiment.train_sampler is None,
         sampler=experiment.train_sampler,
         drop_last=True,
-        collate_fn=experiment.train_collator,
-        num_workers=0 if experiment.train_clips.frame_embeds is not None else recipe.run.num_workers,
+        collate_fn=experiment.collator,
+        num_workers=0 if experiment.train_clips.frame_embeds is not None else run.num_workers,
     )
     if len(loader) == 0:
         raise ValueError(
             f"optim.batch_size is {optim.batch_size}, but {recipe.data.train_split} has only "
             f"{len(experiment.train_clips)} clips"
         )
+    if run.gradient_checkpointing:
+        experiment.model.gradient_checkpointing_enable()
+    if run.compile:
+        experiment.trained.compile()
     optimizer = build_optimizer(experiment.trained, optim, experiment.learning_rates)
     scheduler = build_scheduler(optimizer, optim, len(loader))
     model, optimizer, loader, scheduler = accelerator.prepare(experiment.trained, optimizer, loader, scheduler)
-    validation = None
-    if experiment.validation_clips is not None:
-        validation_loader = DataLoader(experiment.validation_clips, optim.batch_size, collate_fn=experiment.collator)
-        validation = accelerator.prepare(validation_loader)
-    checkpoint = output_dir / "checkpoint"
-    history = resume(accelerator, checkpoint) if recipe.run.resume else []
-    for epoch in range(len(history), optim.epochs):
-        # What is random in an epoch depends on the seed and its number alone, so that a resumed run is the same run.
-        set_seed(recipe.run.seed + 1_000_003 * (epoch + 1))
-        experiment.train_clips.set_epoch(epoch)
-        if experiment.train_sampler is not None:
-            experiment.train_sampler.set_epoch(epoch)
-        loader.set_epoch(epoch)
-        record = {"epoch": epoch + 1, "loss": train_epoch(model, loader, optimizer, scheduler, accelerator, optim)}
-        record["learning_rate"] = max(scheduler.get_last_lr())
-        if validation is not None:
-            record["validation_loss"] = validation_loss(model, validation)
-        history.append(record)
-        tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in record.items()))
-        save_checkpoint(accelerator, experiment, history, recipe, checkpoint)
-    load_selected(experiment, checkpoint)
-    return history
+    average = None
+    if optim.ema is not None:
+        average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
+        accelerator.register_for_checkpointing(average)
+    progress = load_checkpoint(accelerator, checkpoint) if run.resume else None
+    progress = progress or Progress(num_processes=accelerator.num_processes)
+    return Training(accelerator, model, loader, optimizer, scheduler, average, checkpoint, progress)
 
 
-def train_epoch(model, loader, optimizer, scheduler, accelerator: Accelerator, optim) -> float:
-    """One pass over the training clips; returns the mean loss."""
-    model.train()
-    total = 0.0
-    for batch in tqdm(loader, "training", unit="step", leave=False):
-        del batch["clip_index"]
-        loss = model(**batch).loss
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()}; the last finished epoch is in the checkpoint folder")
-        accelerator.backward(loss)
-        if optim.max_grad_norm is not None:
-            accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        total += loss.item()
-    return total / len(loader)
+def train_epoch(training: Training, experiment: Experiment, recipe: Recipe, stop: StopSignal) -> None:
+    """The rest of the epoch that `training.progress` is in."""
+    progress, loader, accelerator = training.progress, training.loader, training.accelerator
+    training.model.train()
+    experiment.train_clips.set_epoch(progress.epoch)
+    experiment.train_sampler.set_epoch(progress.epoch)
+    batches = skip_first_batches(loader, progress.step) if progress.step else loader
+    bar = tqdm(
+        batches,
+        "training",
+        total=len(loader),
+        initial=progress.step,
+        unit="step",
+        leave=False,
+        disable=not accelerator.is_main_process,
+    )
+    for batch in bar:
+        progress.loss_sum += train_step(batch, training, experiment, recipe)
+        progress.step += 1
+        if progress.step == len(loader):
+            return
+        stopping = stop.requested()
+        if stopping or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0):
+            save_checkpoint(accelerator, training.evaluated, progress, training.checkpoint, selects=False)
+        stop_if_requested(stop, training.checkpoint)
 
 
-def check_output_dir(recipe: Recipe) -> None:
-    """Raises a FileExistsError if the output folder holds the run of another recipe."""
-    written = Path(recipe.run.output_dir) / "recipe.yaml"
-    if not written.exists():
-        return
-    earlier = load_recipe(written)
-    # Asking to go on, or naming the folder in another way, does not make it another experiment.
-    earlier.run.resume, earlier.run.output_dir = recipe.run.resume, recipe.run.output_dir
-    if earlier != recipe:
-        raise FileExistsError(
-            f"run.output_dir={recipe.run.output_dir} holds the run of another recipe (see {written}); choose another "
-            "folder, or remove that one"
-        )
-
-
-def open_output_dir(recipe: Recipe) -> Path:
-    """Makes the folder of the run and writes the resolved recipe into it."""
-    check_output_dir(recipe)
-    output_dir = Path(recipe.run.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "metrics.json").unlink(missing_ok=True)
-    (output_dir / "recipe.yaml").write_text(dump_recipe(recipe, output_dir), encoding="utf-8")
-    return output_dir
-
-
-def save_checkpoint(accelerator: Accelerator, experiment: Experiment, history, recipe: Recipe, checkpoint: Path):
-    """Everything that a resumed run needs, and the best weights so far; the old one stays until the new is whole."""
-    unfinished = checkpoint.with_name("checkpoint.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.save_state(unfinished)
-    (unfinished / "history.json").write_text(json.dumps(history))
-    losses = [record.get("validation_loss", math.nan) for record in history]
-    best_so_far = losses[-1] <= min(losses) or recipe.run.select_on == "last" or math.isnan(losses[-1])
-    if best_so_far:
-        safe = {name: weight.contiguous() for name, weight in experiment.model.state_dict().items()}
-        accelerator.save(safe, unfinished / "selected.safetensors", safe_serialization=True)
+def train_step(batch: dict, training: Training, experiment: Experiment, recipe: Recipe) -> float:
+    """One step of the optimizer; returns the loss of the whole batch."""
+    accelerator, model, optimizer = training.accelerator, training.model, training.optimizer
+    step = training.progress.epoch * len(training.loader) + training.progress.step
+    # What is random in a step depends on the seed and its number alone, so that a resumed run is the same run.
+    torch.manual_seed(recipe.run.seed + 1_000_003 * (step * accelerator.num_processes + accelerator.process_index + 1))
+    clips = batch.pop("clip_index")
+    if recipe.optim.chunk_size is not None:
+        loss = backward_in_chunks(model, batch, accelerator, recipe.optim.chunk_size)
     else:
-        shutil.copy(checkpoint / "selected.safetensors", unfinished)
-    previous = checkpoint.with_name("checkpoint.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if checkpoint.exists():
-        os.replace(checkpoint, previous)
-    os.replace(unfinished, checkpoint)
-    shutil.rmtree(previous, ignore_errors=True)
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+    whole_loss = accelerator.reduce(loss.detach(), "mean").item()
+    if not math.isfinite(whole_loss):
+        raise FloatingPointError(
+            f"the loss is {whole_loss} in step {step + 1} (epoch {training.progress.epoch + 1}), with the clips "
+            f"{experiment.train_clips.names(clips.tolist())}; the last good checkpoint is {training.checkpoint}"
+        )
+    if recipe.optim.max_grad_norm is not None:
+        accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
+    optimizer.step()
+    training.scheduler.step()
+    optimizer.zero_grad()
+    if training.average is not None:
+        training.average.update_parameters(accelerator.unwrap_model(model))
+    if recipe.run.trackers:
+        accelerator.log({"step_loss": whole_loss, "step_lr": max(training.scheduler.get_last_lr())}, step=step + 1)
+    return whole_loss
 
 
-def resume(accelerator: Accelerator, checkpoint: Path) -> list[dict]:
-    """Loads the last finished epoch; returns its history."""
-    if not checkpoint.exists():  # killed between the two renames of save_checkpoint
-        checkpoint = checkpoint.with_name("checkpoint.previous")
-    if not checkpoint.exists():
-        return []
-    accelerator.load_state(checkpoint)
-    return json.loads((checkpoint / "history.json").read_text())
+def score_epoch(training: Training, experiment: Experiment, recipe: Recipe) -> dict[str, float]:
+    """What the epoch may be selected by."""
+    scores = {}
+    if experiment.validation_clips is not None:
+        scores["validation_loss"] = validation_loss(training.evaluated, experiment, recipe, training.accelerator)
+    if recipe.run.select_on.startswith("test_"):
+        first = next(iter(evaluate(experiment, recipe, training.accelerator, training.evaluated).values()))
+        scores |= {"test_war": first["war"], "test_uar": first["uar"]}
+    return scores
 
 
-def load_selected(experiment: Experiment, checkpoint: Path):
-    """The weights of the epoch that `run.select_on` chose."""
-    experiment.model.load_state_dict(load_file(checkpoint / "selected.safetensors"))
+def is_better(progress: Progress, select_on: str) -> bool:
+    """Whether the last epoch is the one to keep so far."""
+    if progress.selected is None or select_on not in progress.history[-1]:  # "last", or nothing to compare
+        return True
+    last, best = (progress.history[index][select_on] for index in (-1, progress.selected))
+    return last < best if select_on == "validation_loss" else last > best
 
 
-def save(experiment: Experiment, recipe: Recipe, metrics: dict, output_dir: Path):
+def out_of_patience(progress: Progress, patience: int | None) -> bool:
+    """Whether the selected epoch is too long ago."""
+    return patience is not None and bool(progress.history) and progress.epoch - progress.selected > patience
+
+
+def stop_if_requested(stop: StopSignal, checkpoint: Path) -> None:
+    """Ends the process as a shell expects it after a signal."""
+    if number := stop.requested():
+        tqdm.write(f"stopped; run.resume=true goes on from {checkpoint}", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+
+def save(experiment: Experiment, metrics: dict, output_dir: Path) -> None:
     """Weights, configuration and processor; metrics.json last, since its presence says that the run is complete."""
-    experiment.model.save_pretrained(output_dir)
-    experiment.processor.save_pretrained(output_dir)
-    unfinished = output_dir / "metrics.json.unfinished"
-    unfinished.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, output_dir / "metrics.json")
+    with clear_os_errors("the result", output_dir):
+        experiment.save_pretrained(output_dir)
+        unfinished = output_dir / "metrics.json.unfinished"
+        unfinished.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, output_dir / "metrics.json")
 
 
 if __name__ == "__main__":

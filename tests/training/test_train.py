@@ -109,8 +109,8 @@ def test_another_seed_gives_other_weights(run_dir, make_recipe, tmp_path):
 def test_a_killed_run_resumes_to_the_same_weights(run_dir, make_recipe, tmp_path, monkeypatch):
     save_checkpoint, saved = train.save_checkpoint, []
 
-    def die_after_two(*arguments):
-        save_checkpoint(*arguments)
+    def die_after_two(*arguments, **options):
+        save_checkpoint(*arguments, **options)
         saved.append(1)
         if len(saved) == 2:
             raise KeyboardInterrupt

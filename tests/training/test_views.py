@@ -48,7 +48,7 @@ def test_sample_level_texts_are_the_clips_own_captions():
 
 
 def test_missing_captions_are_an_error():
-    with pytest.raises(ValueError, match="data.text is 'caption', but the clips have none"):
+    with pytest.raises(ValueError, match=r"data.text is 'caption', but the clips have none"):
         views.clip_texts(make_rows([0]), "caption", {})
     with pytest.raises(ValueError, match="clip 'b' has an empty one"):
         views.clip_texts(make_rows([0, 1], caption=["he shouts", ""], clip_id=["a", "b"]), "caption", {})
@@ -80,14 +80,24 @@ def test_no_person_is_on_both_sides():
     assert not set(train["person"]) & set(validation["person"])
 
 
-@pytest.mark.parametrize("share, message", [(0.0, "above 0 and at most 0.5"), (0.6, "at most 0.5"), (0.1, "at least 10")])
+@pytest.mark.parametrize(
+    "share, message", [(0.0, "above 0 and at most 0.5"), (0.6, "at most 0.5"), (0.1, "at least 10")]
+)
 def test_an_impossible_validation_part_is_an_error(share, message):
     with pytest.raises(ValueError, match=message):
         views.cut_validation(make_rows([0, 1] * 10, person=["a", "b"] * 10), share, seed=0, group="person")
 
 
+def test_every_clip_once():
+    sampler = views.SeededSampler(100, seed=0)
+    first = list(sampler)
+    assert sorted(first) == list(range(100)) != first == list(sampler)
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+
+
 def test_balanced_drawing():
-    sampler = views.ClassBalancedSampler([0] * 900 + [1] * 100, seed=0)
+    sampler = views.SeededSampler(1000, seed=0, labels=[0] * 900 + [1] * 100)
     drawn = list(sampler)
     assert len(drawn) == 1000 and 400 < sum(index >= 900 for index in drawn) < 600
     assert drawn == list(sampler)

@@ -105,26 +105,33 @@ def cut_validation(
     return rows.select(train), rows.select(validation)
 
 
-class ClassBalancedSampler(torch.utils.data.Sampler):
-    """As many clips as there are, drawn with replacement so that every class is equally likely.
+class SeededSampler(torch.utils.data.Sampler):
+    """Every clip once, in random order; or with `labels` as many clips, drawn with replacement so that every class is
+    equally likely.
 
     Args:
-        labels: of the clips.
-        seed: with the epoch's number it decides the draw, in every process alike.
+        num_clips: of the data set.
+        seed: with the epoch's number it decides the order, in every process alike.
+        labels: `(num_clips,)`.
     """
 
-    def __init__(self, labels: Sequence[int], seed: int):
-        _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        self.weights = torch.from_numpy(1 / counts[inverse])
-        self.seed, self.epoch = seed, 0
+    def __init__(self, num_clips: int, seed: int, labels: Sequence[int] | None = None):
+        self.num_clips, self.seed, self.epoch = num_clips, seed, 0
+        self.weights = None
+        if labels is not None:
+            _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+            self.weights = torch.from_numpy(1 / counts[inverse])
 
     def __len__(self) -> int:
-        return len(self.weights)
+        return self.num_clips
 
     def set_epoch(self, epoch: int):
-        """Another draw in each epoch."""
+        """Another order in each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
+        if self.weights is None:
+            yield from torch.randperm(self.num_clips, generator=generator).tolist()
+        else:
+            yield from torch.multinomial(self.weights, self.num_clips, True, generator=generator).tolist()

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One's own videos through every kind of experiment: captions, classes, prompts, targets; what is wrong is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from modeling_emoclip import EmoCLIPForVideoRegression
+from training import train
+from training.recipe import load_recipe
+
+RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "own_videos.yaml"
+FROZEN = '{"(vision_model|text_model)\\\\..*|(visual|text)_projection\\\\..*|logit_scale": null, ".*": 1e-2}'
+
+
+@pytest.fixture(scope="module")
+def own_videos(write_clip, tmp_path_factory):
+    """24 clips of two kinds, by six people."""
+    folder = tmp_path_factory.mktemp("own")
+    lines = ["file_name,label,caption,tension,group"]
+    for number in range(24):
+        label = ("happiness", "sadness")[number % 2]
+        (folder / f"{number}.mp4").parent.mkdir(exist_ok=True)
+        write_clip(folder / f"{number}.mp4", num_frames=5 + number % 3)
+        lines.append(f"{number}.mp4,{label},a face of {label},{number / 10},person{number % 6}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make_recipe(clip_dir, own_videos, tmp_path_factory):
+    cache_dir = tmp_path_factory.mktemp("cache")
+
+    def make(output_dir, *overrides):
+        small = [
+            f"model.init={clip_dir}",
+            "model.config={temporal_num_layers: 1, temporal_num_heads: 2, temporal_head_dim: 8, "
+            "temporal_intermediate_size: 16, temporal_max_frames: 8}",
+            "model.video_processor={num_frames: 4, frame_sampling: segment_middle}",
+            "data.frame_sampling=segment_random",
+            f"data.data_dir={own_videos}",
+            f"data.cache_dir={cache_dir}",
+            "data.validation_share=0.25",
+            "data.evaluation={own: {split: train}}",
+            "optim.epochs=2",
+            "optim.milestones=[]",
+            "optim.batch_size=6",
+            f"run.output_dir={output_dir}",
+        ]
+        return load_recipe(RECIPE, [*small, *overrides])
+
+    return make
+
+
+@pytest.mark.parametrize("text", ["caption", "description", "class_name"])
+def test_zero_shot_training_on_ones_own_videos(make_recipe, tmp_path, text):
+    metrics = train.run(make_recipe(tmp_path, f"data.text={text}"))
+    assert metrics["final"]["own"]["num_clips"] == 18  # a quarter was cut off to choose the epoch on
+    assert "validation_loss" in metrics["history"][0]
+
+
+@pytest.mark.parametrize("trains_vision", [False, True])
+@pytest.mark.parametrize("architecture", ["EmoCLIPForPromptClassification", "EmoCLIPForVideoClassification"])
+def test_models_with_classes(make_recipe, tmp_path, architecture, trains_vision):
+    rates = FROZEN.replace("(vision_model|text_model)", "text_model") if trains_vision else FROZEN
+    if architecture == "EmoCLIPForVideoClassification":  # it has no text side
+        rates = '{".*": 1e-3}' if trains_vision else '{"(vision_model|visual_projection)\\\\..*": null, ".*": 1e-2}'
+    rates = f"optim.learning_rates={rates}"
+    kind = [f"model.architecture={architecture}", "data.text=class_name", "model.config.prompt_num_context_tokens=2"]
+    metrics = train.run(make_recipe(tmp_path, *kind, rates))
+    assert metrics["final"]["own"]["labels"] == ["happiness", "sadness"]
+    model = AutoModel.from_pretrained(tmp_path)
+    assert type(model).__name__ == architecture and model.config.label2id == {"happiness": 0, "sadness": 1}
+
+
+def test_targets(make_recipe, tmp_path):
+    rates = 'optim.learning_rates={"(vision_model|visual_projection|temporal)\\\\..*": null, ".*": 1e-2}'
+    overrides = ["model.architecture=EmoCLIPForVideoRegression", "data.targets=[tension]", rates]
+    metrics = train.run(make_recipe(tmp_path, *overrides))
+    assert set(metrics["final"]["own"]["targets"]["tension"]) == {"pcc", "ccc", "mae", "rmse"}
+    model = EmoCLIPForVideoRegression.from_pretrained(tmp_path)
+    assert model.config.target_names == ["tension"]
+
+
+def test_a_head_on_a_trained_emoclip(make_recipe, tmp_path):
+    train.run(make_recipe(tmp_path / "first"))
+    rates = 'optim.learning_rates={"(vision_model|visual_projection|temporal)\\\\..*": null, ".*": 1e-2}'
+    head = ["model.architecture=EmoCLIPForVideoRegression", "data.targets=[tension]", rates, "model.config={}"]
+    train.run(make_recipe(tmp_path / "second", *head, f"model.init={tmp_path / 'first'}"))
+    first, second = (AutoModel.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert all(
+        torch.equal(weight, second.state_dict()[name])
+        for name, weight in first.temporal.state_dict().items()
+        for name in [f"temporal.{name}"]
+    )
+
+
+def test_nothing_to_train_is_an_evaluation(make_recipe, tmp_path):
+    mean_of_frames = ["model.config={temporal_num_layers: 0}", 'optim.learning_rates={".*": null}', "optim.epochs=0"]
+    metrics = train.run(make_recipe(tmp_path, *mean_of_frames))
+    assert metrics["start"] == metrics["final"] and metrics["history"] == []
+    assert json.loads((tmp_path / "metrics.json").read_text())["trained_parameters"] == 0
+
+
+def test_people_are_on_one_side_and_classes_balanced(make_recipe, tmp_path):
+    metrics = train.run(make_recipe(tmp_path, "data.validation_group=group", "data.class_balanced=true"))
+    assert metrics["final"]["own"]["num_clips"] in (16, 20)  # one or two of six people were cut off
+
+
+def test_a_class_left_out(make_recipe, tmp_path):
+    leave_out = ["data.leave_out=sadness", "optim.batch_size=3", "data.evaluation={own: {split: train}}"]
+    with pytest.raises(ValueError, match="no clip of train has one of the labels"):  # train is what it was left out of
+        train.run(make_recipe(tmp_path, *leave_out, "data.evaluation={own: {split: train, only_labels: [sadness]}}"))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model.architecture=EmoCLIPForVideoRegression"], "data.targets is \\[\\], but model.architecture"),
+        (["model.architecture=CLIP"], "must be one of EmoCLIPModel"),
+        (["data.targets=[joy]", "model.architecture=EmoCLIPForVideoRegression"], r"names \['joy'\].*tension"),
+        (["data.validation_split=validation"], "has no split validation.*validation_share"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_data_is_an_error(make_recipe, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        train.run(make_recipe(tmp_path, *overrides))

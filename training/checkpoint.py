@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output folder of a run: what a stopped training goes on from, and the best weights. Whole, or not there."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from training.recipe import Recipe, dump_recipe, load_recipe
+
+SELECTED = "selected.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a training stands; what a step does depends on this and on the weights alone."""
+
+    num_processes: int = 1
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished steps of the epoch that is under way."""
+    loss_sum: float = 0.0
+    """Over those steps."""
+    history: list[dict] = field(default_factory=list)
+    """A record for each finished epoch."""
+    selected: int | None = None
+    """Index in `history` of the epoch whose weights are kept."""
+
+
+def check_output_dir(recipe: Recipe) -> None:
+    """Raises a FileExistsError if the output folder holds the run of another recipe."""
+    written = Path(recipe.run.output_dir) / "recipe.yaml"
+    if not written.exists():
+        return
+    earlier = load_recipe(written)
+    # Asking to go on, or naming the folder in another way, does not make it another experiment.
+    earlier.run.resume, earlier.run.output_dir = recipe.run.resume, recipe.run.output_dir
+    if earlier != recipe:
+        raise FileExistsError(
+            f"run.output_dir={recipe.run.output_dir} holds the run of another recipe (see {written}); choose another "
+            "folder, or remove that one"
+        )
+
+
+def open_output_dir(recipe: Recipe) -> Path:
+    """Makes the folder of the run and writes the resolved recipe into it; the same recipe again starts it anew."""
+    check_output_dir(recipe)
+    output_dir = Path(recipe.run.output_dir)
+    with clear_os_errors("run.output_dir", output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "metrics.json").unlink(missing_ok=True)
+        (output_dir / "recipe.yaml").write_text(dump_recipe(recipe, output_dir), encoding="utf-8")
+    return output_dir
+
+
+@contextlib.contextmanager
+def clear_os_errors(what: str, path: Path) -> Iterator[None]:
+    """A full disk or a folder that cannot be written, said in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: cannot write {path}: {error.strerror}") from None
+
+
+def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpoint: Path, selects: bool) -> None:
+    """Everything that a resumed run needs, and the selected weights; the old one stays until the new one is whole.
+
+    Args:
+        model: the unwrapped model whose weights are kept if `selects`, otherwise those kept before stay.
+        progress: as after the last finished step.
+        checkpoint: folder.
+    """
+    unfinished, previous = checkpoint.with_name("checkpoint.unfinished"), previous_of(checkpoint)
+    with clear_os_errors(f"the last whole checkpoint is {checkpoint}", unfinished):
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(unfinished)
+        weights = accelerator.get_state_dict(model) if selects else {}
+        if accelerator.is_main_process:
+            (unfinished / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
+            if selects:
+                weights = {name: weight.contiguous() for name, weight in weights.items()}
+                accelerator.save(weights, unfinished / SELECTED, safe_serialization=True)
+            elif (checkpoint / SELECTED).exists():
+                os.link(checkpoint / SELECTED, unfinished / SELECTED)
+            shutil.rmtree(previous, ignore_errors=True)
+            if checkpoint.exists():
+                os.replace(checkpoint, previous)
+            os.replace(unfinished, checkpoint)
+            shutil.rmtree(previous, ignore_errors=True)
+        accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress | None:
+    """Puts the last whole checkpoint into what `accelerator` prepared; `None` if there is none.
+
+    Raises:
+        ValueError: it was written by another number of processes, which would go on with other batches.
+    """
+    if not checkpoint.exists():  # killed between the two renames of save_checkpoint
+        checkpoint = previous_of(checkpoint)
+    if not checkpoint.exists():
+        return None
+    progress = Progress(**json.loads((checkpoint / "progress.json").read_text()))
+    if progress.num_processes != accelerator.num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {progress.num_processes} processes, but this run has "
+            f"{accelerator.num_processes}"
+        )
+    accelerator.load_state(checkpoint)
+    return progress
+
+
+def load_selected(model, checkpoint: Path) -> None:
+    """The weights of the epoch that `run.select_on` chose."""
+    model.load_state_dict(load_file(checkpoint / SELECTED))
+
+
+def previous_of(checkpoint: Path) -> Path:
+    """Where the older checkpoint is while a newer one takes its place."""
+    return checkpoint.with_name("checkpoint.previous")
