@@ -55,17 +55,17 @@ class FrameEmbeds:
     `skipped` lists the rows whose clips cannot be read; to ask for one is an error.
     """
 
-    def __init__(self, places: list[list[tuple[Path, int, int] | None]], skipped: list[int]):
-        # Of each view, for each row: shard, first line, last line + 1.
-        self.places, self.skipped = places, skipped
+    def __init__(self, places: list[list[tuple[Path, int, int] | None]]):
+        self.places = places  # of each view, for each row: shard, first line, last line + 1
+        self.num_views = len(places)  # with the plain one
+        self.skipped = [row for row, views in enumerate(zip(*places, strict=True)) if None in views]
         self.opened: dict[Path, object] = {}
+
+    def select(self, rows: list[int]) -> "FrameEmbeds":
+        return FrameEmbeds([[view[row] for row in rows] for view in self.places])
 
     def __len__(self) -> int:
         return len(self.places[0])
-
-    @property
-    def num_views(self) -> int:
-        return len(self.places)  # with the plain one
 
     def __getitem__(self, index: int | tuple[int, int]) -> torch.Tensor:
         row, view = index if isinstance(index, tuple) else (index, 0)
@@ -119,7 +119,7 @@ def encode_frames(
         places.append([None if key in failures else found[key] for key in keys])
     if failures:
         _report(list(failures.values()), f"{title or column}, {len(keys)} clips", on_error)
-    return FrameEmbeds(places, [row for row, key in enumerate(keys) if key in failures])
+    return FrameEmbeds(places)
 
 
 def tower_fingerprint(model) -> str:

@@ -188,6 +188,8 @@ class RunRecipe:
 @dataclass
 class Recipe:
     title: str = ""
+    reference: dict = field(default_factory=dict)
+    """What the paper reports for this row, in percent, and where: {uar: 58.04, war: 62.12, source: "table 2"}."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
@@ -266,7 +268,7 @@ def _read(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of fields, but is a {type(values).__name__}")
     values = _resolve_paths(values, path.parent)
-    bases = values.pop("extends", [])
+    bases = values.pop("extends", None) or []
     merged: dict = {}
     for base in [bases] if isinstance(bases, str) else bases:  # of several, as a method and a data set, later ones win
         merged = _merge(merged, _read(path.parent / base))

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fills the frame cache for all splits of a recipe, before or instead of training; can be stopped and called again.
+
+python -m training.cache_frames training/recipes/synthetic_emoclip.yaml [a.b=c ...]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import datasets
+from accelerate import Accelerator
+
+from training.build import build
+from training.recipe import load_recipe
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="a yaml file of training/recipes, or one of your own")
+    parser.add_argument("overrides", nargs="*", help="recipe fields, as data.encode_every=2")
+    options = parser.parse_args(arguments)
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
+    experiment = build(recipe, Accelerator().device, cache_dir)
+    if experiment.train_clips.frame_embeds is None:
+        parser.error("this recipe trains the image tower, or reads images: there are no frames to encode beforehand")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
