@@ -3,8 +3,8 @@
 
     AFEW(data_dir="/data/AFEW")
 
-There are no lists: a clip lies in `{train,validation}/{Emotion}/`, as a folder of frames or as `.avi`. Folders are also
-found as `Train_AFEW`, `Val_AFEW`, below `AFEW_Face` and the like.
+There are no lists: a clip lies in `{train,validation}/{Emotion}/`, as a folder of frames or as `.avi`. Folders are
+also found as `Train_AFEW`, `Val_AFEW`, below `AFEW_Face` and the like.
 """
 
 import os
@@ -23,6 +23,7 @@ from .expression_videos import (
 )
 
 FOLDERS = {"train": "train*", "validation": "val*"}
+KINDS = {"faces": ("frames",), "videos": ("video",), None: ("frames", "video")}
 
 
 class AFEW(ExpressionVideos):
@@ -37,23 +38,63 @@ class AFEW(ExpressionVideos):
     SPLITS = ("train", "validation")
 
     @cached_property
-    def emotion_folders(self) -> dict[str, list[Path]]:
-        """Split -> its folders that are named by an emotion; of several copies those with frames, in every split."""
+    def split_folders(self) -> tuple[str, dict[str, Path]]:
+        """Column of the clips and split -> folder; of several copies, the first of a kind that both splits have."""
         root = self.root()
-        copies = {split: list(_copies(root, pattern)) for split, pattern in FOLDERS.items()}
-        kinds = {"faces": ["frames"], "videos": ["video"], None: ["frames", "video"]}[self.config.media]
-        for kind in kinds:
-            chosen = {split: next((copy for copy in copies[split] if _holds(copy, kind)), None) for split in copies}
-            if all(chosen.values()):
-                return chosen
+        for kind in KINDS[self.config.media]:
+            folders = {split: next(_copies(root, pattern, kind), None) for split, pattern in FOLDERS.items()}
+            if all(folders.values()):
+                return kind, folders
         raise FileNotFoundError(
-            f"AFEW: no clips ({' or '.join(kinds)}) of train and of validation found below {root}; looked for "
-            f"{', '.join(FOLDERS.values())} with folders {', '.join(self.LABELS)} or their adjectives in it"
+            f"AFEW: no clips of both train and validation found below {root}; looked for "
+            f"{' and '.join(FOLDERS.values())} with folders {', '.join(self.LABELS)} or their adjectives, and "
+            f"{' or '.join(KINDS[self.config.media])} in these"
         )
 
     @cached_property
     def media_column(self):
         try:
-            return "frames" if all(_holds(copy, "frames") for copy in self.emotion_folders.values()) else "video"
+            return self.split_folders[0]
         except FileNotFoundError:
             return "video"
+
+    def media_paths(self):
+        for split in self.SPLITS:
+            for folder in self.emotion_folders(split):
+                yield from _clips(folder, self.split_folders[0])
+
+    def annotation_files(self):
+        return []
+
+    def emotion_folders(self, split: str) -> list[Path]:
+        """At least one for each emotion: one that is spelled in another way would be left out without a word."""
+        parent = self.split_folders[1][split]
+        folders = _emotion_folders(parent)
+        if missing := set(self.LABELS) - {our_spelling(folder.name) for folder in folders}:
+            names = ", ".join(sorted(path.name for path in parent.iterdir() if path.is_dir()))
+            raise FileNotFoundError(f"AFEW: {parent} has no folder for {', '.join(sorted(missing))}; it has {names}")
+        return folders
+
+    def clip_key(self, path):
+        """`train/Angry/000046280`: the split and the emotion belong to the name."""
+        return "/".join(path_parts(path)[-3:])
+
+    def read_lines(self, root, split):
+        for folder in self.emotion_folders(split):
+            for path in _clips(folder, self.split_folders[0]):
+                yield Line(path, folder.name, None, [], path, True)
+
+
+def _copies(root: Path, pattern: str, kind: str):
+    for parent in (path for matches in find(root, [pattern]) for path in matches if path.is_dir()):
+        if any(is_clip(path) for folder in _emotion_folders(parent) for path in _clips(folder, kind)):
+            yield parent
+
+
+def _emotion_folders(parent: Path) -> list[Path]:
+    return [path for path in sorted(parent.iterdir()) if our_spelling(path.name) in AFEW.LABELS and path.is_dir()]
+
+
+def _clips(folder: Path, kind: str) -> list[str]:
+    """Beside the videos, some copies have folders with the frames of the same clips."""
+    return [path for path in list_media(folder) if os.path.isdir(path) == (kind == "frames")]

@@ -44,4 +44,5 @@ class DFEW(ExpressionVideos):
 
     def clip_key(self, path):
         """The number, which lists write without and folders with leading zeros."""
-        return super().clip_key(path).zfill(5)
+        name = super().clip_key(path)
+        return name.zfill(5) if name.isdecimal() else name

@@ -42,7 +42,7 @@ class Clip(NamedTuple):
 
     clip_id: str
     label: str
-    media: str  # a video file, or a folder with one image for each frame
+    media: str  # a video file, or a folder with one image for each frame; empty if there is none
     source: str  # file and line, for messages
     columns: dict = {}  # those that only this data set has
     num_frames: int | None = None  # counted in a folder; of a video file what the list says, if it does
@@ -68,7 +68,8 @@ class ExpressionVideosConfig(datasets.BuilderConfig):
         label_order: what the labels 0, 1, ... of a `path frames label` list mean, if not the official order.
         media: "faces" or "videos" where a folder holds both the face crops and the whole videos; by default the
             crops, on which both papers work.
-        on_error: "raise", or "skip" to leave clips out that are missing or empty, with a warning for each.
+        on_error: "raise", or "skip" to leave clips out that are missing, empty or of another number of frames than
+            listed, with a warning. What is wrong with a list itself is an error in any case.
     """
 
     fold: int = 0
@@ -127,8 +128,8 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     def fold_patterns(self, split: str) -> list[str]:
-        """Patterns of lists in the field's common form, `*set_1*train*.txt` and the like; 1 is not 16 there."""
-        names = [f"{word}{gap}{self.config.fold}[!0-9]" for word in ("set", "fold") for gap in ("?", "")]
+        """Patterns of lists in the field's common form, such as `DFEW_set_1_train.txt`; 1 must not be found in 16."""
+        names = [f"set{gap}{self.config.fold}[!0-9]" for gap in ("?", "")]
         return [pattern for name in names for pattern in (f"*{name}*{split}*txt", f"*{split}*{name}*txt")]
 
     def clip_key(self, path: str) -> str:
@@ -196,10 +197,10 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         for split, clip in self.unchecked_clips(problems):
             first = sources.setdefault((split, clip.clip_id), clip.source)
             if first != clip.source:
-                problems.append(f"{clip.source}: clip {clip.clip_id!r} is also {first}")
+                problems.append(f"{clip.source}: clip {clip.clip_id!r} is in {first} already")
                 continue
             try:
-                clips[split].append(check_media(clip, self.media_column))
+                clips[split].append(self._check_media(clip))
             except ValueError as error:
                 unusable.append(str(error))
         if problems or (unusable and self.config.on_error == "raise"):
@@ -231,16 +232,27 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         if line.num_frames is not None and not line.num_frames.isdecimal():
             raise ValueError(f"{line.source}: the number of frames is {line.num_frames!r}, but must be a number")
         num_frames = int(line.num_frames) if line.num_frames else None
-        path = media.get(key) or os.path.join(self.media_folder, key)
-        return Clip(key, label, path, line.source, self.columns_of(line, label), num_frames)
+        return Clip(key, label, media.get(key, ""), line.source, self.columns_of(line, label), num_frames)
+
+    def _check_media(self, clip: Clip) -> Clip:
+        """The clip, with the number of its images if it is a folder; a `ValueError` says what is wrong with it."""
+        # `datasets` puts its own `exists` here, which takes "" for ".".
+        if not clip.media or not os.path.exists(clip.media):
+            missing = clip.media or f"{clip.clip_id!r} in {self.media_folder}"
+            raise ValueError(f"{clip.source}: there is no {missing}")
+        is_folder = os.path.isdir(clip.media)
+        if is_folder != (self.media_column == "frames"):
+            what = "folder, but files" if is_folder else "file, but folders"
+            raise ValueError(f"{clip.source}: {clip.media} is a {what} are expected, as for other clips")
+        found = count_images(clip.media) if is_folder else None
+        if found == 0 or (not is_folder and os.path.getsize(clip.media) == 0):
+            raise ValueError(f"{clip.source}: {clip.media} {'holds no image' if is_folder else 'is empty'}")
+        if is_folder and clip.num_frames not in (None, found):
+            raise ValueError(f"{clip.source}: {clip.num_frames} frames, but {clip.media} holds {found}")
+        return clip._replace(num_frames=found if is_folder else clip.num_frames)
 
     def read_lines(self, root: Path, split: str) -> Iterator[Line]:
-        """The lines of a split's list, taken apart.
-
-        Raises:
-            FileNotFoundError: there is no list.
-            ValueError: there are several that say different things.
-        """
+        """The lines of a split's list, taken apart; several lists that say different things are a `ValueError`."""
         found = self.find_lists(root, split)
         if not found:
             raise FileNotFoundError(
@@ -317,11 +329,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         return digest.hexdigest()[:16]
 
     def read_label(self, line: Line) -> str:
-        """The label of a line in our spelling.
-
-        Raises:
-            ValueError: an unknown name, or a number outside the classes.
-        """
+        """The label of a line in our spelling; a `ValueError` for an unknown name or a number outside the classes."""
         names = self.label_names()
         if not INTEGER.fullmatch(line.label):
             label = our_spelling(line.label)
@@ -421,27 +429,10 @@ def is_clip(path: str) -> bool:
     return not os.path.isdir(path) or count_images(path) > 0
 
 
-def check_media(clip: Clip, column: str) -> Clip:
-    """The clip, with the number of its images if it is a folder; a `ValueError` says what is wrong with it."""
-    if not os.path.exists(clip.media):
-        raise ValueError(f"{clip.source}: clip {clip.clip_id!r} is not in {os.path.dirname(clip.media)}")
-    is_folder = os.path.isdir(clip.media)
-    if is_folder != (column == "frames"):
-        raise ValueError(f"{clip.source}: {clip.media} is a {'folder' if is_folder else 'file'}, unlike other clips")
-    if not is_folder:
-        if os.path.getsize(clip.media) == 0:
-            raise ValueError(f"{clip.source}: {clip.media} is empty")
-        return clip
-    found = count_images(clip.media)
-    if found == 0:
-        raise ValueError(f"{clip.source}: {clip.media} holds no image")
-    if clip.num_frames not in (None, found):
-        raise ValueError(f"{clip.source}: {clip.num_frames} frames, but {clip.media} holds {found}")
-    return clip._replace(num_frames=found)
-
-
 def listing(title: str, problems: list[str]) -> str:
     """A message with the first problems and the number of all."""
+    if not problems:
+        return title
     shown = problems[:MAX_PROBLEMS_SHOWN]
     more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
     return "\n".join([f"{title}, {len(problems)} in all:", *shown, *more])

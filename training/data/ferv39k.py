@@ -41,7 +41,8 @@ class FERV39k(ExpressionVideos):
     TITLE = "FERV39k"
     HOMEPAGE = "https://wangyanckxx.github.io/Proj_CVPR2022_FERV39k.html"
     CITATION = (
-        "Wang et al.: FERV39k: A Large-Scale Multi-Scene Dataset for Facial Expression Recognition in Videos. CVPR 2022"
+        "Wang et al.: FERV39k: A Large-Scale Multi-Scene Dataset for Facial Expression Recognition in Videos. "
+        "CVPR 2022"
     )
     LABELS = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
     FACE_FOLDERS = ("2_ClipsforFaceCrop", "Image/CropFace/2_ClipsforFaceCrop")

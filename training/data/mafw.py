@@ -4,9 +4,9 @@
     MAFW(config_name="fold1", data_dir="/data/MAFW")            # 11 classes; also called single_fold1
     MAFW(config_name="compound_fold1", data_dir="/data/MAFW")   # 43 classes
 
-Lists: `Train & Test Set/{single,compound}/{with_caption,no_caption}/set_{1..5}/{train,test}.txt` (also `Train_Test_Set`
-and `*_new`), tab-separated, GBK or UTF-8; or `*set_1*train*.txt` in the field's common form, which needs `label_order`.
-Clips: `data/faces/00001/*.png`, otherwise `data/clips/00001.mp4`.
+Lists: `Train & Test Set/{single,compound}/{with_caption,no_caption}/set_{1..5}/{train,test}.txt` (also
+`Train_Test_Set` and `*_new`), tab-separated, GBK or UTF-8; or `*set_1*train*.txt` in the field's common form, which
+needs `label_order`. Clips: `data/faces/00001/*.png`, otherwise `data/clips/00001.mp4`.
 """
 
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class MAFW(ExpressionVideos):
         return [
             f"{folder}{kind}/{captions}/set_{fold}/{split}.txt"
             for folder in ("Train*Test*Set*/", "")
-            for captions in ("with_caption_new", "with_caption*", "no_caption_new", "*")
+            for captions in ("with_caption_new", "with_caption*", "*_new", "*")
         ] + self.fold_patterns(split)
 
     def label_names(self):
@@ -94,7 +94,8 @@ class MAFW(ExpressionVideos):
         return {"labels": label.split("_"), "caption": caption, "caption_zh": caption_zh}
 
     def clip_key(self, path):
-        return super().clip_key(path).zfill(5)
+        name = super().clip_key(path)
+        return name.zfill(5) if name.isdecimal() else name
 
     def read_label(self, line):
         if INTEGER.fullmatch(line.label) and self.config.label_order is None:

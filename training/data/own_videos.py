@@ -6,10 +6,10 @@
     /data/mine/metadata.csv         file_name,label,caption,tension
     /data/mine/train/smile.mp4      train/smile.mp4,happiness,a smile slowly appears,0.1
 
-`file_name` is required: a video file, or a folder with one image for each frame. `label`, `caption`, `clip_id`, `group`
-(clips of one person or film, kept together when a validation part is cut off) and `split` are optional; a column whose
-every value is a number is a target. The split is the column `split`, otherwise the first folder of `file_name` or of
-the metadata file (train, validation or val, test), otherwise train.
+`file_name` is required: a video file, or a folder with one image for each frame. `label`, `caption`, `clip_id`,
+`group` (clips of one person or film, kept together when a validation part is cut off) and `split` are optional; a
+column of numbers is a target and must have one on every line. The split is the column `split`, otherwise the first
+folder of `file_name` or the metadata file's (train, validation or val, test), otherwise train.
 """
 
 import csv
@@ -17,16 +17,28 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 
-from .expression_videos import Clip, ExpressionVideos, ExpressionVideosConfig, check_media, listing, read_text
+from .expression_videos import Clip, ExpressionVideos, ExpressionVideosConfig, path_parts, read_text
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 TEXT_COLUMNS = ("caption", "group")
+OWN_COLUMNS = {"file_name", "split", "label", "clip_id", "video", "frames", "fold", "num_frames", *TEXT_COLUMNS}
+
+
+class Row(NamedTuple):
+    """A line of a metadata file."""
+
+    values: dict[str, str]
+    media: str
+    split: str
+    source: str  # file and line, for messages
 
 
 @dataclass
@@ -37,7 +49,10 @@ class OwnVideosConfig(ExpressionVideosConfig):
 
 
 class OwnVideos(ExpressionVideos):
-    """A folder of clips with a table of what is known of them."""
+    """A folder of clips with a table of what is known of them.
+
+    Features come from the table: a wrong one raises `ValueError` when the builder is made, with file, line and value.
+    """
 
     BUILDER_CONFIG_CLASS = OwnVideosConfig
     BUILDER_CONFIGS = [OwnVideosConfig(name="default")]
@@ -47,43 +62,58 @@ class OwnVideos(ExpressionVideos):
     SPLITS = ("train", "validation", "test")
 
     @cached_property
-    def table(self) -> list[dict]:
-        """Every row of the metadata files: its columns as text, `path`, `split` and `source`."""
+    def table(self) -> list[Row]:
+        """Every row of the metadata files; none as long as there is no folder."""
+        if self.config.data_dir is None or not Path(self.config.data_dir).expanduser().is_dir():
+            return []
         root = self.root()
-        files = [path for prefix in ("", "*/") for path in sorted(root.glob(f"{prefix}metadata.*"))]
-        files = [path for path in files if path.suffix in (".csv", ".jsonl")]
-        if not files:
-            raise FileNotFoundError(f"there is no metadata.csv or metadata.jsonl in {root}, nor in a folder of it")
-        return [row for path in files for row in _read_metadata(path, root)]
+        return [row for path in self.annotation_files() for row in _read_metadata(path, root)]
 
-    def _known(self) -> list[dict]:
-        return self.table if self.config.data_dir and Path(self.config.data_dir).is_dir() else []
+    def root(self):
+        if self.config.data_dir is None:
+            raise FileNotFoundError("OwnVideos needs data_dir=FOLDER, with a metadata.csv or metadata.jsonl in it")
+        return super().root()
+
+    def annotation_files(self):
+        root = self.root()
+        found = [path for prefix in ("", "*/") for path in sorted(root.glob(f"{prefix}metadata.*"))]
+        return [path for path in found if path.suffix.lower() in (".csv", ".jsonl")]
+
+    def media_paths(self):
+        yield from (row.media for row in self.table)
 
     @cached_property
     def media_column(self):
-        return "frames" if any(os.path.isdir(row["path"]) for row in self._known()[:1]) else "video"
-
-    def watched_paths(self):
-        root = self.root()
-        yield from sorted([*root.glob("metadata.*"), *root.glob("*/metadata.*")])
+        first = next(filter(os.path.exists, self.media_paths()), None)
+        return "frames" if first and os.path.isdir(first) else "video"
 
     def label_names(self):
-        found = {row["label"] for row in self._known() if row.get("label")}
+        first_rows = {row.values["label"]: row for row in reversed(self.table) if row.values.get("label")}
         if self.config.labels is None:
-            return sorted(found)
-        if unknown := sorted(found - set(self.config.labels)):
-            raise ValueError(f"labels is {self.config.labels}, but the clips also have {unknown}")
+            return sorted(first_rows)
+        for label, row in first_rows.items():
+            if label not in self.config.labels:
+                raise ValueError(f"{row.source}: label {label!r} is not among labels={self.config.labels}")
         return list(self.config.labels)
 
     @cached_property
     def target_names(self) -> list[str]:
-        """Columns that hold numbers only."""
-        own = {"file_name", "path", "source", "split", "label", "clip_id", "num_frames", *TEXT_COLUMNS}
-        names = dict.fromkeys(name for row in self._known() for name in row if name not in own)
-        return [name for name in names if all(_is_number(row.get(name)) for row in self._known())]
+        """Columns of numbers."""
+        names = dict.fromkeys(name for row in self.table for name in row.values if name not in OWN_COLUMNS)
+        return [name for name in names if self._is_target(name)]
+
+    def _is_target(self, name: str) -> bool:
+        numbers = [row for row in self.table if _is_number(row.values.get(name))]
+        for row in self.table if numbers else []:
+            if not _is_number(row.values.get(name)):
+                raise ValueError(
+                    f"{row.source}: {name} is {row.values.get(name, '')!r}, but a number in {numbers[0].source}; "
+                    "a target must be a number on every line"
+                )
+        return bool(numbers)
 
     def extra_features(self):
-        present = {name for row in self._known() for name in row}
+        present = {name for row in self.table for name in row.values}
         texts = {name: datasets.Value("string") for name in TEXT_COLUMNS if name in present}
         return texts | {name: datasets.Value("float32") for name in self.target_names}
 
@@ -93,62 +123,67 @@ class OwnVideos(ExpressionVideos):
             del info.features["label"]
         return info
 
-    def read_clips(self):
-        clips, problems = {split: [] for split in self.SPLITS}, []
-        has_labels = bool(self.label_names())
-        for row in self.table:
-            try:
-                clips[row["split"]].append(self._own_clip(row, has_labels))
-            except ValueError as error:
-                problems.append(str(error))
-        if problems and self.config.on_error == "skip":
-            datasets.logging.get_logger(__name__).warning(listing("clips left out", problems))
-        elif problems:
-            raise ValueError(listing(f"{self.root()} cannot be built", problems))
-        return clips
+    def required_splits(self):
+        return tuple(dict.fromkeys(row.split for row in self.table)) or ("train",)
 
-    def _own_clip(self, row: dict, has_labels: bool) -> Clip:
-        if has_labels and not row.get("label"):
-            raise ValueError(f"{row['source']}: there is no label, but other clips have one")
-        columns = {name: row.get(name, "") for name in TEXT_COLUMNS if name in self.info.features}
-        columns |= {name: float(row[name]) for name in self.target_names}
-        media = str(row["path"])
-        if not os.path.exists(media):
-            raise ValueError(f"{row['source']}: file_name {row['file_name']!r} does not exist")
-        clip_id = row.get("clip_id") or str(Path(row["file_name"]).with_suffix(""))
-        return check_media(Clip(clip_id, row.get("label"), media, row["source"], columns), len(self.table))
+    def unchecked_clips(self, problems):
+        if not self.annotation_files():
+            raise FileNotFoundError(f"no metadata.csv or metadata.jsonl in {self.root()}, nor in a folder of it")
+        has_labels = bool(self.label_names())
+        for values, media, split, source in self.table:
+            label = values.get("label")
+            if has_labels and not label:
+                problems.append(f"{source}: there is no label, but other clips have one")
+                continue
+            columns = {name: values.get(name, "") for name in TEXT_COLUMNS if name in self.info.features}
+            columns |= {name: float(values[name]) for name in self.target_names}
+            clip_id = values.get("clip_id") or "/".join(path_parts(values["file_name"]))
+            yield split, Clip(clip_id, label, media, source, columns)
 
     def _generate_examples(self, clips):
         for key, row in super()._generate_examples(clips):
             yield key, {name: row[name] for name in self.info.features}
 
 
-def _read_metadata(path: Path, root: Path):
-    text = read_text(path).lstrip("\ufeff")
-    if path.suffix == ".csv":
-        rows = [(number, row) for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2)]
-    else:
-        rows = [(number, _parse(line, path, number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for number, row in rows:
+def _read_metadata(path: Path, root: Path) -> Iterator[Row]:
+    text = read_text(path)
+    for number, values in _read_csv(text, path) if path.suffix.lower() == ".csv" else _read_jsonl(text, path):
         source = f"{path}, line {number}"
-        row = {name: "" if value is None else str(value).strip() for name, value in row.items() if name}
-        if not row.get("file_name"):
-            raise ValueError(f"{source}: no file_name; the columns are {', '.join(row)}")
-        first = Path(row["file_name"]).parts[0] if path.parent == root else path.parent.name
-        split = row.get("split") or (first if first.lower() in SPLITS else "train")
+        values = {name.strip(): "" if value is None else str(value).strip() for name, value in values.items()}
+        if not values.get("file_name"):
+            raise ValueError(f"{source}: no file_name; the columns are {', '.join(values)}")
+        values["file_name"] = file_name = os.path.normpath(values["file_name"].replace("\\", "/"))
+        first = path_parts(file_name)[0] if path.parent == root else path.parent.name
+        split = values.get("split") or (first if first.lower() in SPLITS else "train")
         if split.lower() not in SPLITS:
             raise ValueError(f"{source}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
-        yield row | {"path": path.parent / row["file_name"], "split": SPLITS[split.lower()], "source": source}
+        yield Row(values, os.path.join(path.parent, file_name), SPLITS[split.lower()], source)
 
 
-def _parse(line: str, path: Path, number: int) -> dict:
+def _read_csv(text: str, path: Path) -> Iterator[tuple[int, dict]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # strict: an open quote would swallow lines
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number} is not a JSON object but {line.strip()!r}")
-    return row
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: more values than columns: {row[None]}; quotes missing?"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from None  # where the row begins
+
+
+def _read_jsonl(text: str, path: Path) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object but {line.strip()!r}")
+        yield number, row
 
 
 def _is_number(text: str | None) -> bool:
