@@ -180,7 +180,7 @@ def train_epoch(training: Training, experiment: Experiment, recipe: Recipe, stop
     progress, loader, accelerator = training.progress, training.loader, training.accelerator
     training.model.train()
     experiment.train_clips.set_epoch(progress.epoch)
-    experiment.train_sampler.set_epoch(progress.epoch)
+    loader.set_epoch(progress.epoch)  # and through it the sampler, on which accelerate sets its own count otherwise
     batches = skip_first_batches(loader, progress.step) if progress.step else loader
     bar = tqdm(
         batches,

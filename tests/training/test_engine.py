@@ -53,6 +53,19 @@ def undisturbed(make_recipe, tmp_path_factory):
     return folder
 
 
+def test_each_epoch_has_every_clip_once_in_another_order(make_recipe, tmp_path, monkeypatch):
+    real_step, order = train.train_step, []
+
+    def step(batch, *arguments):
+        order.extend(batch["clip_index"].tolist())
+        return real_step(batch, *arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+    train.run(make_recipe(tmp_path))
+    first, second = order[:18], order[18:]
+    assert sorted(first) == sorted(second) == list(range(18)) and first != second
+
+
 class Killed(BaseException):
     """Not an Exception: nothing in the loop may catch it, as nothing catches SIGKILL."""
 
