@@ -9,6 +9,8 @@ from transformers.configuration_utils import SubConfigSpec
 
 CLASS_POSITIONS = ("end", "middle", "front")
 REGRESSION_LOSSES = ("mse", "l1", "ccc")
+# Logarithm of the scale that training starts from: CLIP's 1 / 0.07, and SigLIP's 10 (arXiv 2303.15343, section 3.2).
+LOGIT_SCALES = {"softmax": 2.6592, "sigmoid": math.log(10)}
 
 
 @strict
@@ -20,7 +22,14 @@ class EmoCLIPConfig(PreTrainedConfig):
         vision_config (`CLIPVisionConfig` or `dict`, *optional*): the image tower, applied to every frame.
         text_config (`CLIPTextConfig` or `dict`, *optional*): the text tower.
         projection_dim (`int`, defaults to 512): width D of frame, video and text embeddings.
-        logit_scale_init_value (`float`, defaults to 2.6592): natural logarithm of the scale of the cosine, as CLIP's.
+        logit_scale_init_value (`float`, *optional*): natural logarithm of the scale of the cosine at the start of
+            training. 2.6592 as CLIP's if not given, or log(10) as SigLIP's with `contrastive_loss="sigmoid"`.
+        contrastive_loss (`str`, defaults to `"softmax"`): loss of texts and videos: `"softmax"` over the batch, the
+            papers', or `"sigmoid"` of each pair (SigLIP, arXiv 2303.15343), which has a `logit_bias`, -10 at first.
+        same_text_positives (`bool`, defaults to `True`): clips of a batch whose texts are the same are positives of
+            each other. `False` is the papers' loss: negatives. In the softmax loss the two are equal (see
+            `losses.contrastive_loss`) unless dropout gives the same texts different embeddings; in the sigmoid loss
+            they are not.
         temporal_num_layers (`int`, defaults to 2): depth of the temporal transformer; 0 is the mean of the frames.
         temporal_num_heads (`int`, defaults to 8): attention heads of each temporal layer.
         temporal_head_dim (`int`, defaults to 64): width of one head; the inner width is heads x head_dim and need not
@@ -69,7 +78,9 @@ class EmoCLIPConfig(PreTrainedConfig):
     vision_config: dict | CLIPVisionConfig | None = None
     text_config: dict | CLIPTextConfig | None = None
     projection_dim: int = 512
-    logit_scale_init_value: float | int = 2.6592
+    logit_scale_init_value: float | int | None = None
+    contrastive_loss: str = "softmax"
+    same_text_positives: bool = True
     temporal_num_layers: int = 2
     temporal_num_heads: int = 8
     temporal_head_dim: int = 64
@@ -98,6 +109,8 @@ class EmoCLIPConfig(PreTrainedConfig):
         if self.target_names is not None and self.id2label is None and "num_labels" not in kwargs:
             self.id2label = dict(enumerate(self.target_names))
             self.label2id = {name: index for index, name in self.id2label.items()}
+        if self.logit_scale_init_value is None:
+            self.logit_scale_init_value = LOGIT_SCALES.get(self.contrastive_loss)
         super().__post_init__(**kwargs)
 
     @property
@@ -106,13 +119,18 @@ class EmoCLIPConfig(PreTrainedConfig):
 
     @classmethod
     def from_clip_config(cls, clip_config: CLIPConfig, **overrides) -> "EmoCLIPConfig":
-        """The configuration that takes its towers, projection and scale from `clip_config`; `overrides` win."""
+        """The configuration that takes its towers, projection and scale from `clip_config`; `overrides` win.
+
+        With `contrastive_loss="sigmoid"` the scale is not CLIP's, see `EmoCLIPModel.from_clip`.
+        """
         from_clip = {
             "vision_config": clip_config.vision_config.to_dict(),
             "text_config": clip_config.text_config.to_dict(),
             "projection_dim": clip_config.projection_dim,
             "logit_scale_init_value": clip_config.logit_scale_init_value,
         }
+        if overrides.get("contrastive_loss") == "sigmoid":
+            del from_clip["logit_scale_init_value"]
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__) - {"num_labels"})
         if unknown:  # PreTrainedConfig would keep a misspelt name as an attribute nobody reads
             raise ValueError(f"EmoCLIPConfig has no field {', '.join(unknown)}")
@@ -135,6 +153,13 @@ class EmoCLIPConfig(PreTrainedConfig):
         for label, texts in (self.class_descriptions or {}).items():
             if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) and t for t in texts):
                 raise ValueError(f"class_descriptions[{label!r}] is {texts!r}, but must be a list of non-empty texts")
+
+    def validate_contrastive_loss(self):
+        """Part of `@strict`."""
+        if self.contrastive_loss not in LOGIT_SCALES:
+            raise ValueError(
+                f"contrastive_loss is {self.contrastive_loss!r}, but must be one of {tuple(LOGIT_SCALES)}"
+            )
 
     def validate_prompt(self):
         """Part of `@strict`: the class texts fit the labels and, with their contexts, the text tower."""

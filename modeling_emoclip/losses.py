@@ -1,9 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses as pure functions of tensors."""
+"""Losses as pure functions of tensors, and `gather_batch`, which makes the batch of several processes one.
+
+Shapes: B clips, C classes, n targets, W processes.
+"""
 
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
+
+
+def in_several_processes() -> bool:
+    """Whether this process trains together with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather_batch(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`(B, ...)` each -> `(W x B, ...)` each: the rows of all processes, in the order of their ranks, with gradients.
+
+    Every process must call it, and then compute the same loss of all rows. The mean of the processes' gradients, which
+    is what DistributedDataParallel leaves in each, is then exactly the gradient of that loss.
+
+    Raises:
+        ValueError: the processes have batches of different sizes.
+    """
+    check_equal_batches(*tensors)
+    return tuple(_GatherBatch.apply(tensor) for tensor in tensors)
+
+
+def check_equal_batches(*tensors: torch.Tensor) -> None:
+    """Raises a ValueError, and in every process, unless all tensors of all processes have equally many rows."""
+    own = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
+    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own)
+    sizes = torch.stack(sizes)  # (W, number of tensors)
+    if (sizes != sizes[0, 0]).any():
+        raise ValueError(
+            f"every process needs a batch of the same size, but they have {sizes.tolist()} rows (a list for each "
+            "process): use drop_last=True"
+        )
+
+
+class _GatherBatch(torch.autograd.Function):
+    # torch.distributed.nn.functional.all_gather is deprecated, and what follows it has changed its name.
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.contiguous()
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        # The own rows are in every process's loss. Without the sum, weights would get 1 / W of their gradient beside
+        # the whole one of logit_scale, which each process has in full.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # all_reduce writes into it
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def same_rows(rows: torch.Tensor) -> torch.Tensor:
+    """`(B, L)` -> `(B, B)` bool, true where two rows are equal."""
+    same = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device)
+    for column in rows.t():  # at once it would be (B, B, L): 80 MB for the texts of 1,024 clips
+        same &= column[:, None] == column[None]
+    return same
 
 
 def contrastive_loss(logits_per_text: torch.Tensor, same_text: torch.Tensor | None = None) -> torch.Tensor:
@@ -15,8 +77,40 @@ def contrastive_loss(logits_per_text: torch.Tensor, same_text: torch.Tensor | No
             and share the target equally; both papers' code takes them for negatives. `None` means all texts differ.
 
     Returns:
-        A scalar.
+        A scalar. As long as the same texts also have the same scores, `same_text` changes neither it nor its gradient:
+        what one text's row calls a negative is the positive of the other's equal row. It does with dropout in the text
+        tower, where they have not.
+
+    Raises:
+        ValueError: `logits_per_text` is not square.
     """
+    same_text = _checked_same_text(logits_per_text, same_text)
+    # In float32 whatever the model's dtype: with 16 bits a batch of near-equal scores has no gradient left.
+    logits = logits_per_text.float()
+    targets = same_text / same_text.sum(dim=1, keepdim=True)
+    text_loss = torch.nn.functional.cross_entropy(logits, targets)
+    video_loss = torch.nn.functional.cross_entropy(logits.t(), targets)
+    return (text_loss + video_loss) / 2
+
+
+def sigmoid_loss(logits_per_text: torch.Tensor, same_text: torch.Tensor | None = None) -> torch.Tensor:
+    """Of each of the B x B pairs on its own: do text and video belong together? (SigLIP, arXiv 2303.15343)
+
+    Args:
+        logits_per_text: `(B, B)`, as in `contrastive_loss`, with a bias that makes "no" likely before training.
+        same_text: `(B, B)` bool, as in `contrastive_loss`; the pairs where it is true belong together.
+
+    Returns:
+        A scalar: the sum over pairs divided by B, as in the paper's algorithm 1.
+
+    Raises:
+        ValueError: `logits_per_text` is not square.
+    """
+    signs = _checked_same_text(logits_per_text, same_text).float() * 2 - 1  # 1: together, -1: not
+    return -torch.nn.functional.logsigmoid(signs * logits_per_text.float()).sum(dim=1).mean()
+
+
+def _checked_same_text(logits_per_text: torch.Tensor, same_text: torch.Tensor | None) -> torch.Tensor:
     if logits_per_text.ndim != 2 or logits_per_text.shape[0] != logits_per_text.shape[1]:
         raise ValueError(
             "the contrastive loss needs one text for each video, but logits_per_text has shape "
@@ -24,12 +118,10 @@ def contrastive_loss(logits_per_text: torch.Tensor, same_text: torch.Tensor | No
         )
     if same_text is None:
         same_text = torch.eye(len(logits_per_text), dtype=torch.bool, device=logits_per_text.device)
-    # In float32 whatever the model's dtype: with 16 bits a batch of near-equal scores has no gradient left.
-    logits = logits_per_text.float()
-    targets = same_text / same_text.sum(dim=1, keepdim=True)
-    text_loss = torch.nn.functional.cross_entropy(logits, targets)
-    video_loss = torch.nn.functional.cross_entropy(logits.t(), targets)
-    return (text_loss + video_loss) / 2
+    return same_text
+
+
+CONTRASTIVE_LOSSES = {"softmax": contrastive_loss, "sigmoid": sigmoid_loss}
 
 
 def classification_loss(

@@ -17,8 +17,10 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_emoclip import EmoCLIPConfig
-from .losses import contrastive_loss
+from .losses import CONTRASTIVE_LOSSES, gather_batch, in_several_processes, same_rows
 from .temporal import EmoCLIPTemporalTransformer, masked_mean
+
+LOGIT_BIAS = -10.0  # at the start of training with the sigmoid loss, arXiv 2303.15343, section 3.2
 
 
 @dataclass
@@ -42,8 +44,9 @@ class EmoCLIPVideoFeatures(BaseModelOutputWithPooling):
 class EmoCLIPOutput(ModelOutput):
     """
     Args:
-        loss: scalar, symmetric contrastive loss, if `return_loss`.
-        logits_per_video: `(B, N)`, cosine of video and text embeddings times `exp(logit_scale)`.
+        loss: scalar, contrastive loss, if `return_loss`; while several processes train, that of all their pairs.
+        logits_per_video: `(B, N)`, cosine of video and text embeddings times `exp(logit_scale)`, plus `logit_bias`
+            in a model with the sigmoid loss.
         logits_per_text: `(N, B)`, its transpose.
         video_embeds: `(B, D)`, unit length.
         text_embeds: `(N, D)`, unit length.
@@ -90,6 +93,8 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, EmoCLIPTowers):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if getattr(module, "logit_bias", None) is not None:
+                init.constant_(module.logit_bias, LOGIT_BIAS)
 
     def save_pretrained(self, *args, **kwargs):
         """As in transformers; the saved config names this class for all of its Auto classes."""
@@ -111,12 +116,24 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
 
         Returns:
             The model in float32 and evaluation mode. What CLIP does not have (the temporal transformer) is
-            initialised; with `temporal_residual=True` it does not change the scores until it is trained.
+            initialised; with `temporal_residual=True` it does not change the scores until it is trained. With
+            `contrastive_loss="sigmoid"` the scale starts at `logit_scale_init_value`, SigLIP's 10, whatever the
+            checkpoint has: CLIP's 100 is that of a softmax, and with SigLIP's bias would call every pair a match.
         """
         hub = {"revision": revision, "token": token}
         clip_config = CLIPConfig.from_pretrained(name_or_path, **hub)
         config = cls.config_class.from_clip_config(clip_config, **config_overrides)
-        return cls.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub)
+        model = cls.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub)
+        if getattr(model, "logit_bias", None) is not None:
+            nn.init.constant_(model.logit_scale, config.logit_scale_init_value)
+        return model
+
+    def _of_all_processes(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows `(B, ...)` for a loss, on one device; while several processes train, those of all of them."""
+        tensors = tuple(tensor.to(tensors[0].device) for tensor in tensors)
+        if self.training and torch.is_grad_enabled() and in_several_processes():
+            return gather_batch(*tensors)
+        return tensors
 
 
 class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
@@ -212,7 +229,7 @@ class EmoCLIPTowers(EmoCLIPVideoEncoder):
         super().__init__(config)
         self.text_model = CLIPTextModel._from_config(config.text_config)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
 
     @can_return_tuple
     def get_text_features(
@@ -241,6 +258,7 @@ class EmoCLIPModel(EmoCLIPTowers):
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__(config)
+        self.logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS)) if config.contrastive_loss == "sigmoid" else None
         self.post_init()
 
     @can_return_tuple
@@ -262,8 +280,7 @@ class EmoCLIPModel(EmoCLIPTowers):
             pixel_values_videos, frame_embeds, frame_mask, interpolate_frame_positions: see `get_video_features`.
             input_ids, attention_mask: `(N, L)`.
             text_embeds: `(N, D)`, texts that are already encoded; the text tower is then not run.
-            return_loss: also compute the loss; N must be B, text i belongs to video i. Videos whose `input_ids` are
-                the same are positives of each other; with `text_embeds` alone all texts count as different.
+            return_loss: also compute the loss, see `contrastive_loss_of`; N must be B, text i belongs to video i.
 
         Returns:
             `EmoCLIPOutput`.
@@ -279,11 +296,8 @@ class EmoCLIPModel(EmoCLIPTowers):
             text_embeds = text_outputs.pooler_output
         video_embeds = nn.functional.normalize(video_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_embeds, dim=-1)
-        logits_per_text = text_embeds @ video_embeds.t() * self.logit_scale.exp()  # (N, B)
-        loss = None
-        if return_loss:
-            same_text = None if input_ids is None else (input_ids[:, None] == input_ids[None]).all(dim=-1)
-            loss = contrastive_loss(logits_per_text, same_text)
+        logits_per_text = self._logits_per_text(video_embeds, text_embeds)
+        loss = self.contrastive_loss_of(video_embeds, text_embeds, input_ids) if return_loss else None
         return EmoCLIPOutput(
             loss=loss,
             logits_per_video=logits_per_text.t(),
@@ -294,6 +308,40 @@ class EmoCLIPModel(EmoCLIPTowers):
             video_model_output=video_outputs,
             text_model_output=text_outputs,
         )
+
+    def contrastive_loss_of(
+        self, video_embeds: torch.Tensor, text_embeds: torch.Tensor, input_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`config.contrastive_loss` of B pairs; while several processes train, that of the pairs of all of them.
+
+        Args:
+            video_embeds, text_embeds: `(B, D)`, unit length; text i belongs to video i.
+            input_ids: `(B, L)`. Videos whose texts are the same are positives of each other, unless
+                `config.same_text_positives` is off; without `input_ids` all texts count as different.
+
+        Raises:
+            ValueError: not as many texts as videos, or not as many pairs in every process.
+        """
+        pairs = (video_embeds, text_embeds)
+        if input_ids is not None and self.config.same_text_positives:
+            pairs += (self._without_padding(input_ids),)
+        video_embeds, text_embeds, *texts = self._of_all_processes(*pairs)
+        loss = CONTRASTIVE_LOSSES[self.config.contrastive_loss]
+        return loss(self._logits_per_text(video_embeds, text_embeds), same_rows(texts[0]) if texts else None)
+
+    def _logits_per_text(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        logits = text_embeds @ video_embeds.t() * self.logit_scale.exp()  # (N, B)
+        return logits if self.logit_bias is None else logits + self.logit_bias
+
+    def _without_padding(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """`(B, L)` -> token ids, -1 after the end token, of one width whatever the processes have padded to."""
+        text_config = self.config.text_config
+        # CLIPTextModel's rule: a config with eos_token_id 2 is older than the right one, the largest id of a text.
+        end_token = input_ids.amax(dim=1, keepdim=True) if text_config.eos_token_id == 2 else text_config.eos_token_id
+        is_end = (input_ids == end_token).long()
+        input_ids = input_ids.masked_fill(is_end.cumsum(dim=1) > is_end, -1)
+        missing = max(text_config.max_position_embeddings - input_ids.shape[1], 0)
+        return nn.functional.pad(input_ids, (0, missing), value=-1)
 
 
 __all__ = ["EmoCLIPModel", "EmoCLIPPreTrainedModel", "EmoCLIPTowers", "EmoCLIPVideoEncoder"]

@@ -29,7 +29,7 @@ AUTO_CLASSES = ("AutoModel", "AutoModelForVideoClassification")
 class EmoCLIPHeadOutput(ModelOutput):
     """
     Args:
-        loss: scalar, float32, if `labels` were given.
+        loss: scalar, float32, if `labels` were given; while several processes train, that of all their clips.
         logits: `(B, C)`, scores of the classes before softmax, or the predicted targets.
         video_embeds: `(B, D)`, what the head reads; of unit length in the prompt model, else not normalised.
         text_embeds: `(C, D)`, unit length, the class embeddings of the prompt model; else `None`.
@@ -76,7 +76,7 @@ class EmoCLIPForPromptClassification(EmoCLIPTowers):
 
     input_modalities = ("video",)
     _auto_classes = AUTO_CLASSES
-    _keys_to_ignore_on_load_unexpected = [r"^class_embeds$"]
+    _keys_to_ignore_on_load_unexpected = [r"^class_embeds$", r"^logit_bias$"]
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__(config)
@@ -159,7 +159,9 @@ class EmoCLIPForPromptClassification(EmoCLIPTowers):
         text_embeds = self.get_class_embeds().to(video_embeds.device)
         scale = self.config.prompt_logit_scale
         logits = video_embeds @ text_embeds.t() * (self.logit_scale.exp() if scale is None else scale)  # (B, C)
-        loss = None if labels is None else classification_loss(logits, labels, self.config.class_weights)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(*self._of_all_processes(logits, labels), self.config.class_weights)
         return _head_output(
             video_outputs, loss=loss, logits=logits, video_embeds=video_embeds, text_embeds=text_embeds
         )
@@ -243,7 +245,7 @@ class EmoCLIPVideoHead(EmoCLIPVideoEncoder):
 
     input_modalities = ("video",)
     _auto_classes = AUTO_CLASSES
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_(scale|bias)$"]
 
 
 class EmoCLIPForVideoClassification(EmoCLIPVideoHead):
@@ -284,7 +286,9 @@ class EmoCLIPForVideoClassification(EmoCLIPVideoHead):
             pixel_values_videos, frame_embeds, frame_mask, return_dict=True, **kwargs
         )
         logits = self.classifier(video_outputs.pooler_output)  # (B, C)
-        loss = None if labels is None else classification_loss(logits, labels, self.config.class_weights)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(*self._of_all_processes(logits, labels), self.config.class_weights)
         return _head_output(video_outputs, loss=loss, logits=logits, video_embeds=video_outputs.pooler_output)
 
 
@@ -331,7 +335,7 @@ class EmoCLIPForVideoRegression(EmoCLIPVideoHead):
         predictions = self.mlp(video_outputs.pooler_output)  # (B, n)
         loss = None
         if labels is not None:
-            loss = regression_loss(predictions, labels, self.config.regression_loss)
+            loss = regression_loss(*self._of_all_processes(predictions, labels), self.config.regression_loss)
             self._check_ranges(labels)
         return _head_output(video_outputs, loss=loss, logits=predictions, video_embeds=video_outputs.pooler_output)
 

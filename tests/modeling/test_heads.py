@@ -38,6 +38,7 @@ HEADS = ["prompt", "classification", "regression"]
 
 
 def make(kind, clip_dir, **fields):
+    torch.manual_seed(0)  # of what CLIP does not have
     if kind == "prompt":
         return EmoCLIPForPromptClassification.from_clip(clip_dir, class_descriptions=TEXTS, **(SMALL | fields))
     if kind == "classification":

@@ -180,7 +180,8 @@ def test_same_texts_are_positives_of_each_other():
     by_hand = -(rows[0, :2].mean() + rows[1, :2].mean() + rows[2, 2]) / 3
     by_hand = by_hand - (columns[:2, 0].mean() + columns[:2, 1].mean() + columns[2, 2]) / 3
     torch.testing.assert_close(contrastive_loss(logits, same_text), by_hand / 2)
-    assert contrastive_loss(logits, same_text) < contrastive_loss(logits)
+    # Where the same texts have the same scores, what one row calls a negative is the other's positive.
+    torch.testing.assert_close(contrastive_loss(logits, same_text), contrastive_loss(logits))
 
 
 def test_the_model_finds_same_texts_by_itself(model, inputs):

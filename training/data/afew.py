@@ -11,16 +11,8 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from .expression_videos import (
-    ExpressionVideos,
-    ExpressionVideosConfig,
-    Line,
-    find,
-    is_clip,
-    list_media,
-    our_spelling,
-    path_parts,
-)
+from .clip_lists import Line, find, is_clip, list_media, our_spelling, path_parts
+from .expression_videos import ExpressionVideos, ExpressionVideosConfig
 
 FOLDERS = {"train": "train*", "validation": "val*"}
 KINDS = {"faces": ("frames",), "videos": ("video",), None: ("frames", "video")}

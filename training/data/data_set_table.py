@@ -14,14 +14,9 @@ from dataclasses import asdict
 import datasets
 
 from training.data.afew import AFEW
+from training.data.clip_lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from training.data.dfew import DFEW
-from training.data.expression_videos import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    Clip,
-    ExpressionVideos,
-    ExpressionVideosConfig,
-)
+from training.data.expression_videos import Clip, ExpressionVideos, ExpressionVideosConfig
 from training.data.face_vocabulary import EMOTION_NAMES
 from training.data.ferv39k import FERV39k
 from training.data.mafw import MAFW

@@ -7,6 +7,7 @@ Lists: `EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv` (labels 
 field's common form. Clips: `Clip/clip_224x224*/00001/*.jpg` or `.avi`, otherwise `Clip/original/1.mp4`.
 """
 
+from .clip_lists import path_parts
 from .expression_videos import ExpressionVideos, ExpressionVideosConfig
 
 # Of all 5 folds (each clip is tested once); the test fold 1 also by class, as counted in its list.
@@ -44,5 +45,5 @@ class DFEW(ExpressionVideos):
 
     def clip_key(self, path):
         """The number, which lists write without and folders with leading zeros."""
-        name = super().clip_key(path)
+        name = path_parts(path)[-1]
         return name.zfill(5) if name.isdecimal() else name

@@ -22,8 +22,9 @@ from textwrap import fill
 from typing import NamedTuple
 
 from training.data import clip_check
+from training.data.clip_lists import VIDEO_SUFFIXES, our_spelling
 from training.data.data_set_table import BUILDERS, WIDTH, counts_table, names_of, numbered_labels, official_table
-from training.data.expression_videos import MAX_PROBLEMS_SHOWN, VIDEO_SUFFIXES, Clip, ExpressionVideos, our_spelling
+from training.data.expression_videos import MAX_PROBLEMS_SHOWN, Clip, ExpressionVideos
 from training.data.own_videos import OwnVideos
 
 

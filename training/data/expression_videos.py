@@ -6,11 +6,9 @@ the script itself imports: so nothing else of this package is imported here. No 
 `training.data.doctor` does that.
 """
 
-import csv
 import hashlib
 import inspect
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,21 +17,18 @@ from typing import ClassVar, NamedTuple
 
 import datasets
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # all that read_video takes for frames
-HIDDEN = (".", "__MACOSX", "@eaDir")  # what macOS and network drives leave behind
-INTEGER = re.compile(r"-?[0-9]+")
-PATH_FRAMES_LABEL = re.compile(r"(.*\S)[\s,]+(-?[0-9]+)[\s,]+(-?[0-9]+)")  # the field's common line
-# The sets' own spellings of the seven basic emotions, which become MAFW's nouns: one name for one expression
-# everywhere, so that a model trained on one set is asked the same texts on another.
-SPELLINGS = {
-    "angry": "anger",
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "happy": "happiness",
-    "sad": "sadness",
-    "surprised": "surprise",
-}
+from .clip_lists import (
+    INTEGER,
+    Line,
+    count_images,
+    find,
+    is_clip,
+    list_media,
+    our_spelling,
+    path_parts,
+    read_list,
+)
+
 MAX_PROBLEMS_SHOWN = 10
 
 
@@ -46,17 +41,6 @@ class Clip(NamedTuple):
     source: str  # file and line, for messages
     columns: dict = {}  # those that only this data set has
     num_frames: int | None = None  # counted in a folder; of a video file what the list says, if it does
-
-
-class Line(NamedTuple):
-    """A line of a list, taken apart."""
-
-    path: str
-    label: str
-    num_frames: str | None
-    rest: list[str]
-    source: str
-    counts_from_zero: bool  # a number as label, as it does in the field's common `path frames label` lists
 
 
 @dataclass
@@ -315,7 +299,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
     def _digest(self, given: str | None) -> str:
         """Changes with the code, the lists and the clips that there are."""
         digest = hashlib.sha256(f"{given}".encode())
-        for owner in (ExpressionVideos, type(self)):
+        for owner in (ExpressionVideos, Line, type(self)):
             digest.update(Path(inspect.getfile(owner)).read_bytes())
         try:
             for path in self.annotation_files():
@@ -342,91 +326,6 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         if not first <= int(line.label) <= last:
             raise ValueError(f"{line.source}: label {line.label} is out of range; allowed: {first} to {last}")
         return order[int(line.label) - first]
-
-
-def our_spelling(label: str) -> str:
-    """`Happy` -> `happiness`; a compound `a_b` part by part."""
-    return "_".join(SPELLINGS.get(part, part) for part in label.strip().lower().split("_"))
-
-
-def path_parts(path: str) -> list[str]:
-    """Folders and name of a path, of Windows too, without the suffix of a video; dots in other names are kept."""
-    parts = [part for part in path.replace("\\", "/").split("/") if part] or [""]
-    stem, suffix = os.path.splitext(parts[-1])
-    return [*parts[:-1], stem if suffix.lower() in VIDEO_SUFFIXES else parts[-1]]
-
-
-def find(root: Path, patterns: list[str]) -> Iterator[list[Path]]:
-    """What matches a pattern in any case below a folder, then one and two folders deeper; best pattern first."""
-    for pattern in patterns:
-        in_any_case = re.sub("[A-Za-z]", lambda letter: f"[{letter[0].lower()}{letter[0].upper()}]", pattern)
-        for prefix in ("", "*/", "*/*/"):
-            found = sorted(root.glob(prefix + in_any_case))
-            yield [path for path in found if not any(p.startswith(HIDDEN) for p in path.relative_to(root).parts)]
-
-
-def read_list(path: Path) -> Iterator[Line]:
-    """Lines of a list: tabs, commas or blanks between columns, UTF-8 or GBK, any line ends, a header or none."""
-    lines = enumerate(re.split(r"\r\n|\r|\n", read_text(path)), start=1)
-    lines = [(f"{path}, line {number}", split_line(text)) for number, text in lines if text.strip()]
-    for index, (source, columns) in enumerate(lines):
-        if index == 0 and "label" in map(str.lower, columns[1:]):
-            continue  # a header
-        if len(columns) < 2 or not columns[0]:
-            raise ValueError(f"{source}: {' '.join(columns)!r} is neither `path label` nor `path frames label`")
-        if len(columns) == 3 and all(INTEGER.fullmatch(column) for column in columns[1:]):
-            yield Line(columns[0], columns[2], columns[1], [], source, True)
-        else:
-            yield Line(columns[0], columns[1], None, columns[2:], source, False)
-
-
-def split_line(text: str) -> list[str]:
-    """The columns of a line. Paths may have blanks, captions commas."""
-    if "\t" in text:
-        columns = text.split("\t")
-    elif common := PATH_FRAMES_LABEL.fullmatch(text.strip()):
-        columns = common.groups()
-    else:
-        columns = next(csv.reader([text])) if "," in text else text.rsplit(maxsplit=1)
-    columns = [column.strip() for column in columns]
-    return [column.strip('"') for column in columns[:2]] + columns[2:]
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 or GBK file; a `ValueError` names the first line that is neither."""
-    content = path.read_bytes()
-    for encoding in ("utf-8", "gb18030"):  # gb18030 contains GBK
-        try:
-            return content.decode(encoding).removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            line = content[: error.start].count(b"\n") + 1
-            value = content[error.start : error.end]
-    raise ValueError(f"{path}, line {line}: the bytes {value!r} are neither UTF-8 nor GBK text")
-
-
-def list_media(folder: Path | str, depth: int = 1) -> Iterator[str]:
-    """Video files and folders `depth` levels below a folder, in the order of their names."""
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.path, entry.is_dir()) for entry in entries)
-    for name, path, is_folder in found:
-        if name.startswith(HIDDEN):
-            continue
-        if depth > 1 and is_folder:
-            yield from list_media(path, depth - 1)
-        elif depth == 1 and (is_folder or name.lower().endswith(VIDEO_SUFFIXES)):
-            yield path
-
-
-def count_images(folder: str) -> int:
-    """Images directly in a folder."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(HIDDEN)]
-    return sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
-
-
-def is_clip(path: str) -> bool:
-    """Whether a path is a file, or a folder with images."""
-    return not os.path.isdir(path) or count_images(path) > 0
 
 
 def listing(title: str, problems: list[str]) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import datasets
 
-from .expression_videos import ExpressionVideos, ExpressionVideosConfig, Line, our_spelling, path_parts
+from .clip_lists import Line, our_spelling, path_parts
+from .expression_videos import ExpressionVideos, ExpressionVideosConfig
 
 SCENES = (
     *("Action", "Argue", "Business", "Conflict", "Contest", "Crime", "Crisis", "DailyLife", "ElegantArt"),

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import datasets
 
-from .expression_videos import INTEGER, ExpressionVideos, ExpressionVideosConfig
+from .clip_lists import INTEGER, path_parts
+from .expression_videos import ExpressionVideos, ExpressionVideosConfig
 
 EMOTIONS = (
     *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
@@ -94,7 +95,7 @@ class MAFW(ExpressionVideos):
         return {"labels": label.split("_"), "caption": caption, "caption_zh": caption_zh}
 
     def clip_key(self, path):
-        name = super().clip_key(path)
+        name = path_parts(path)[-1]
         return name.zfill(5) if name.isdecimal() else name
 
     def read_label(self, line):

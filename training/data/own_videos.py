@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import datasets
 
-from .expression_videos import Clip, ExpressionVideos, ExpressionVideosConfig, path_parts, read_text
+from .clip_lists import path_parts, read_text
+from .expression_videos import Clip, ExpressionVideos, ExpressionVideosConfig
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 TEXT_COLUMNS = ("caption", "group")
