@@ -64,7 +64,7 @@ def prompt_model(clip_dir):
     return make("prompt", clip_dir)
 
 
-def train(model, batch, steps=12, lr=5e-3):
+def train(model, batch, steps=20, lr=5e-3):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     losses = []
     for _ in range(steps):
