@@ -17,12 +17,21 @@ FLOORS = {
     "video_streams": 0,
     "video_inputs": 2,
     "video_decoding": 1,
+    "faces": 1,
     "temporal": 1,
     "prompts": 1,
     "modeling_emoclip": 2,
     "modeling_emoclip_heads": 3,
     "video_processing_emoclip": 3,
     "processing_emoclip": 4,
+    "video_frames": 3,
+    "timeline_files": 3.5,
+    "timeline_pictures": 4,
+    "timeline": 4.5,
+    "live_sources": 3.5,
+    "live_windows": 3.5,
+    "live": 4.5,
+    "scores": 2,
     "pipeline_emoclip": 5,
     "__init__": 6,
 }
@@ -30,8 +39,10 @@ FLOORS = {
 LOADING_SCRIPTS = {
     ROOT / "training" / "data" / f"{name}.py" for name in "dfew ferv39k mafw afew own_videos expression_videos".split()
 }
-ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "av", "decord"}
-STANDARD = set("collections contextlib copy dataclasses functools io logging math os pathlib re typing".split())
+ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "av"}
+ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
+STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
+STANDARD |= set("json logging math operator os pathlib re threading time typing".split())
 
 
 def imports(path):

@@ -40,8 +40,9 @@ class Experiment:
     trained: nn.Module
     """`model`, or a wrapper that adds to its loss; what the optimizer sees."""
     learning_rates: dict[str, float]
-    train_clips: Clips
-    train_sampler: SeededSampler
+    train_clips: Clips | None
+    """`None`, as the next two, where nothing is trained."""
+    train_sampler: SeededSampler | None
     validation_clips: Clips | None
     evaluation_clips: dict[str, Clips]
     """Name of an evaluation set -> its clips; sets of one split share them."""
@@ -90,9 +91,13 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
         trained = WithComponentLoss(model, len(train_rows[0]["components"]), num_steps)
     rates = set_trainable(trained, recipe.optim.learning_rates, may_freeze_all=recipe.optim.epochs == 0)
     make_clips = _ClipMaker(recipe, predicts, model, processor, descriptions, cache_dir)
-    train_clips = make_clips.training(train_rows, data.train_split, augmented=True)
-    validation = validation_name(data)
-    balance = train_clips.rows["label"] if data.class_balanced else None
+    train_clips = validation_clips = train_sampler = None
+    if recipe.optim.epochs > 0:
+        train_clips = make_clips.training(train_rows, data.train_split, augmented=True)
+        balance = train_clips.rows["label"] if data.class_balanced else None
+        train_sampler = SeededSampler(len(train_clips), recipe.run.seed, balance)
+        if validation := validation_name(data):
+            validation_clips = make_clips.training(rows[validation], validation)
     return Experiment(
         model=model,
         processor=processor,
@@ -100,8 +105,8 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
         trained=trained,
         learning_rates=rates,
         train_clips=train_clips,
-        train_sampler=SeededSampler(len(train_clips), recipe.run.seed, balance),
-        validation_clips=make_clips.training(rows[validation], validation) if validation else None,
+        train_sampler=train_sampler,
+        validation_clips=validation_clips,
         evaluation_clips=_evaluation_clips(recipe, rows, make_clips),
         class_descriptions=descriptions,
         collator=Collator(processor, with_components),
@@ -153,6 +158,7 @@ class _ClipMaker:
             augmentation=data.augmentation if augmented else None,
             seed=self.recipe.run.seed,
             frame_embeds=frame_embeds,
+            encode_every=data.encode_every if frame_embeds is not None else 1,
             text_embeds=self.text_embeds,
             on_error=data.on_error,
         )
@@ -160,8 +166,10 @@ class _ClipMaker:
     def evaluation(self, rows: datasets.Dataset, title: str) -> Clips:
         """Clips as they are, always the same frames."""
         rows, frame_embeds = self._encode(rows, title)
-        on_error = self.recipe.data.on_error
-        return Clips(rows, self.processor.video_processor, frame_embeds=frame_embeds, on_error=on_error)
+        data = self.recipe.data
+        every = data.encode_every if frame_embeds is not None else 1
+        processor = self.processor.video_processor
+        return Clips(rows, processor, frame_embeds=frame_embeds, encode_every=every, on_error=data.on_error)
 
     def _encode(self, rows: datasets.Dataset, title: str, views: Views | None = None):
         """The rows that can be read, and their frames, if the image tower is frozen."""

@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None):
         parser.error(str(error))
     cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
     experiment = build(recipe, Accelerator().device, cache_dir)
-    if experiment.train_clips.frame_embeds is None:
+    clips = [experiment.train_clips, *experiment.evaluation_clips.values()]
+    if not any(part is not None and part.frame_embeds is not None for part in clips):
         parser.error("this recipe trains the image tower, or reads images: there are no frames to encode beforehand")
 
 

@@ -29,6 +29,8 @@ class Progress:
     """Finished steps of the epoch that is under way."""
     loss_sum: float = 0.0
     """Over those steps."""
+    seconds: float = 0.0
+    """Spent on all this, in every process that went on with it."""
     history: list[dict] = field(default_factory=list)
     """A record for each finished epoch."""
     selected: int | None = None
@@ -41,8 +43,9 @@ def check_output_dir(recipe: Recipe) -> None:
     if not written.exists():
         return
     earlier = load_recipe(written)
-    # Asking to go on, or naming the folder in another way, does not make it another experiment.
+    # Asking to go on, or naming the folder, the run or the paper's number in another way, makes no other experiment.
     earlier.run.resume, earlier.run.output_dir = recipe.run.resume, recipe.run.output_dir
+    earlier.title, earlier.reference = recipe.title, recipe.reference
     if earlier != recipe:
         raise FileExistsError(
             f"run.output_dir={recipe.run.output_dir} holds the run of another recipe (see {written}); choose another "

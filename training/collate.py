@@ -33,6 +33,7 @@ class Clips(torch.utils.data.Dataset):
         augmentation: of pixels, for training.
         seed: of random choices, which depend on (seed, epoch, row) alone.
         frame_embeds: the rows' frames, already encoded (`feature_cache.FrameEmbeds`); pixels are then not read.
+        encode_every: of which each k-th is there.
         text_embeds: text -> `(D,)`, already encoded; `None` if the text tower learns.
         on_error: "raise", or "skip" to leave a clip that cannot be decoded out of its batch, with a warning.
     """
@@ -47,13 +48,19 @@ class Clips(torch.utils.data.Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         frame_embeds=None,
+        encode_every: int = 1,
         text_embeds: dict[str, torch.Tensor] | None = None,
         on_error: str = "raise",
     ):
         self.rows, self.texts, self.labels = rows, texts, labels
         self.num_frames = video_processor.num_frames
-        self.frame_stride = video_processor.frame_stride
         self.frame_sampling = frame_sampling or video_processor.frame_sampling
+        if self.frame_sampling.startswith("strided") and video_processor.frame_stride % encode_every:
+            raise ValueError(
+                f"data.encode_every is {encode_every}, but must divide model.video_processor.frame_stride = "
+                f"{video_processor.frame_stride}"
+            )
+        self.frame_stride = max(1, video_processor.frame_stride // encode_every)
         self.augment = augmentation_transforms(augmentation) if augmentation else None
         self.seed = seed
         self.epoch = 0

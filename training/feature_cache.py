@@ -38,7 +38,16 @@ FRAMES_PER_BATCH = 256
 BYTES_PER_PART = 2**30  # of decoded frames, at the size they are stored in
 MAX_FAILURES_SHOWN = 20
 # All frames of a clip are kept, so what picks among them makes no other embeddings.
-FRAME_CHOICE = {"num_frames", "fps", "do_sample_frames", "frame_sampling", "frame_stride", "seed"}
+FRAME_CHOICE = {
+    "num_frames",
+    "fps",
+    "do_sample_frames",
+    "frame_sampling",
+    "frame_stride",
+    "seed",
+    "auto_map",
+    "processor_class",
+}
 
 
 @dataclass

@@ -41,11 +41,11 @@ def set_trainable(model: torch.nn.Module, learning_rates: dict, may_freeze_all: 
 
 
 def build_optimizer(model: torch.nn.Module, optim: OptimRecipe, rates: dict[str, float]) -> torch.optim.Optimizer:
-    """One parameter group for each learning rate, without decay for vectors and scalars (norms, biases, scale)."""
+    """One parameter group for each learning rate, by default without decay for vectors and scalars."""
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
         if name in rates:
-            decay = optim.weight_decay if parameter.ndim >= 2 else 0.0
+            decay = optim.weight_decay if parameter.ndim >= 2 or optim.decay_all else 0.0
             groups.setdefault((rates[name], decay), []).append(parameter)
     groups = [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
     if optim.optimizer == "sgd":

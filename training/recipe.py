@@ -139,6 +139,8 @@ class OptimRecipe:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.9
     weight_decay: float = 0.0
+    decay_all: bool = False
+    """Decay also norms, biases and the scale, as both papers' code does; otherwise only matrices."""
     schedule: str = "constant"
     """`milestones`, or a name that transformers.get_scheduler knows, as cosine."""
     milestones: list[int] = field(default_factory=list)
@@ -214,7 +216,7 @@ _Loader.add_implicit_resolver(
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     """Reads a recipe, the recipes it extends, and `a.b=c` overrides, where c is YAML.
 
-    In a file, a value that starts with `./` or `../` is a path relative to that file.
+    A value that starts with `./` or `../` is a path: in a file relative to that file, in an override to where you are.
 
     Raises:
         FileNotFoundError: `path`, or a recipe that it extends, does not exist.
@@ -225,7 +227,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
         dotted, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"override {override!r} is not of the form a.b=value")
-        nested: Any = _parse(text, f"override {override!r}")
+        nested: Any = _resolve_paths(_parse(text, f"override {override!r}"), Path.cwd())
         for name in reversed(dotted.split(".")):
             nested = {name: nested}
         values = _merge(values, nested)
@@ -271,7 +273,7 @@ def _read(path: Path) -> dict:
     bases = values.pop("extends", None) or []
     merged: dict = {}
     for base in [bases] if isinstance(bases, str) else bases:  # of several, as a method and a data set, later ones win
-        merged = _merge(merged, _read(path.parent / base))
+        merged = _merge(merged, _read(path.parent / base) | {"reference": {}})  # a paper's number is of one row alone
     return _merge(merged, values)
 
 

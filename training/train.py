@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from training import export
 from training.build import Experiment, build
 from training.checkpoint import (
     Progress,
@@ -32,9 +33,12 @@ from training.checkpoint import (
     open_output_dir,
     save_checkpoint,
 )
-from training.evaluation import evaluate, validation_loss
+from training.evaluation import evaluate, predict, validation_loss
 from training.gradient_cache import backward_in_chunks
+from training.hub_push import HubPusher, PushError
+from training.metrics.scores import metrics_of
 from training.optimizer import build_optimizer, build_scheduler
+from training.predictions import write_results
 from training.recipe import Recipe, flat_fields, load_recipe
 from training.stop_signal import StopSignal
 
@@ -45,13 +49,16 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("recipe", help="a yaml file of training/recipes, or one of your own")
     parser.add_argument("overrides", nargs="*", help="recipe fields, as optim.epochs=3")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint: run.resume=true")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         recipe = load_recipe(options.recipe, [*options.overrides, *(["run.resume=true"] if options.resume else [])])
         check_output_dir(recipe)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return run(recipe)
+    try:
+        return run(recipe)
+    except PushError as error:  # the run itself is complete, or has not begun
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 def run(recipe: Recipe) -> dict:
@@ -69,28 +76,39 @@ def run(recipe: Recipe) -> dict:
         raise ValueError(
             f"optim.batch_size={recipe.optim.batch_size} cannot be shared among {accelerator.num_processes} processes"
         )
+    pusher = None
     if accelerator.is_main_process:
         open_output_dir(recipe)
+        pusher = export.start_pushing(recipe)
     accelerator.init_trackers("emoclip", flat_fields(recipe))
     set_seed(recipe.run.seed)
     cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
     with accelerator.main_process_first():  # the others then find what it has prepared and encoded
         experiment = build(recipe, accelerator.device, cache_dir)
-    start = evaluate(experiment, recipe, accelerator)
-    history = train(experiment, recipe, accelerator, output_dir)
+    learns = recipe.optim.epochs > 0
+    start = evaluate(experiment, recipe, accelerator) if learns else None
+    prepared = time.perf_counter()
+    progress = train(experiment, recipe, accelerator, output_dir, pusher) if learns else Progress()
+    trained = time.perf_counter()
+    predictions = predict(experiment, recipe, accelerator)
+    final = {name: metrics_of(one) for name, one in predictions.items()}
     metrics = {
         "title": recipe.title,
-        "start": start,
-        "final": evaluate(experiment, recipe, accelerator),
-        "history": history,
+        "start": start or final,
+        "final": final,
+        "history": progress.history,
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
         "trained_parameters": sum(p.numel() for p in experiment.model.parameters() if p.requires_grad),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(prepared - started + progress.seconds + time.perf_counter() - trained, 1),
+        "hardware": f"{accelerator.num_processes} x {device_name(accelerator.device)}",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     if accelerator.is_main_process:
+        write_results(output_dir, predictions, final, progress.history, recipe.title)
         save(experiment, metrics, output_dir)
     accelerator.end_training()
+    if pusher is not None:
+        print(export.push_result(pusher, output_dir))
     return metrics
 
 
@@ -106,6 +124,8 @@ class Training:
     average: AveragedModel | None
     checkpoint: Path
     progress: Progress
+    clock: float
+    """When `progress.seconds` was last counted."""
 
     @property
     def evaluated(self) -> torch.nn.Module:
@@ -113,14 +133,18 @@ class Training:
         return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.module
 
 
-def train(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, output_dir: Path) -> list[dict]:
-    """The loop. Leaves the selected epoch's weights in the model; returns one record for each epoch.
+def train(
+    experiment: Experiment,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    output_dir: Path,
+    pusher: HubPusher | None = None,
+) -> Progress:
+    """The loop. Leaves the selected epoch's weights in the model; returns what happened.
 
     Raises:
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM; `run.resume=true` goes on from there.
     """
-    if recipe.optim.epochs == 0:
-        return []
     training = prepare(experiment, recipe, accelerator, output_dir / "checkpoint")
     progress = training.progress
     with StopSignal(accelerator) as stop:
@@ -137,10 +161,12 @@ def train(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, outp
             accelerator.log(record, step=progress.epoch * len(training.loader))
             if accelerator.is_main_process:
                 tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in record.items()))
-            save_checkpoint(accelerator, training.evaluated, progress, training.checkpoint, selects=better)
+            keep(training, selects=better)
+            if pusher is not None:
+                export.push_checkpoint(pusher, experiment, training.evaluated, recipe, progress, training.checkpoint)
             stop_if_requested(stop, training.checkpoint)
     load_selected(experiment.trained, training.checkpoint)
-    return progress.history
+    return progress
 
 
 def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, checkpoint: Path) -> Training:
@@ -172,7 +198,9 @@ def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, ch
         accelerator.register_for_checkpointing(average)
     progress = load_checkpoint(accelerator, checkpoint) if run.resume else None
     progress = progress or Progress(num_processes=accelerator.num_processes)
-    return Training(accelerator, model, loader, optimizer, scheduler, average, checkpoint, progress)
+    return Training(
+        accelerator, model, loader, optimizer, scheduler, average, checkpoint, progress, time.perf_counter()
+    )
 
 
 def train_epoch(training: Training, experiment: Experiment, recipe: Recipe, stop: StopSignal) -> None:
@@ -198,7 +226,7 @@ def train_epoch(training: Training, experiment: Experiment, recipe: Recipe, stop
             return
         stopping = stop.requested()
         if stopping or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0):
-            save_checkpoint(accelerator, training.evaluated, progress, training.checkpoint, selects=False)
+            keep(training, selects=False)
         stop_if_requested(stop, training.checkpoint)
 
 
@@ -232,13 +260,22 @@ def train_step(batch: dict, training: Training, experiment: Experiment, recipe: 
     return whole_loss
 
 
+def keep(training: Training, selects: bool) -> None:
+    """A checkpoint; with `selects` these are the weights to keep so far."""
+    now = time.perf_counter()
+    training.progress.seconds, training.clock = training.progress.seconds + now - training.clock, now
+    save_checkpoint(training.accelerator, training.evaluated, training.progress, training.checkpoint, selects)
+
+
 def score_epoch(training: Training, experiment: Experiment, recipe: Recipe) -> dict[str, float]:
     """What the epoch may be selected by."""
     scores = {}
     if experiment.validation_clips is not None:
         scores["validation_loss"] = validation_loss(training.evaluated, experiment, recipe, training.accelerator)
     if recipe.run.select_on.startswith("test_"):
-        first = next(iter(evaluate(experiment, recipe, training.accelerator, training.evaluated).values()))
+        name, first = next(iter(evaluate(experiment, recipe, training.accelerator, training.evaluated).items()))
+        if "war" not in first:
+            raise ValueError(f"run.select_on is {recipe.run.select_on}, but {name} has no classes")
         scores |= {"test_war": first["war"], "test_uar": first["uar"]}
     return scores
 
@@ -254,6 +291,11 @@ def is_better(progress: Progress, select_on: str) -> bool:
 def out_of_patience(progress: Progress, patience: int | None) -> bool:
     """Whether the selected epoch is too long ago."""
     return patience is not None and bool(progress.history) and progress.epoch - progress.selected > patience
+
+
+def device_name(device: torch.device) -> str:
+    """As a card names it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
 
 
 def stop_if_requested(stop: StopSignal, checkpoint: Path) -> None:

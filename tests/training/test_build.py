@@ -38,7 +38,7 @@ def test_targets(make_recipe, tmp_path):
     rates = 'optim.learning_rates={"(vision_model|visual_projection|temporal)\\\\..*": null, ".*": 1e-2}'
     overrides = ["model.architecture=EmoCLIPForVideoRegression", "data.targets=[tension]", rates]
     metrics = train.run(make_recipe(tmp_path, *overrides))
-    assert set(metrics["final"]["own"]["targets"]["tension"]) == {"pcc", "ccc", "mae", "rmse"}
+    assert set(metrics["final"]["own"]["targets"]["tension"]) >= {"pcc", "ccc", "mae", "rmse"}
     model = EmoCLIPForVideoRegression.from_pretrained(tmp_path)
     assert model.config.target_names == ["tension"]
 

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 

@@ -13,6 +13,7 @@ import modeling_emoclip
 from modeling_emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
 from training import export
 from training.convert.openai_clip_keys import OPENAI_VOCAB_SIZE, end_of_text
+from training.model_card import render_card
 
 OPENAI_CLIP = "openai/clip-vit-base-patch32"  # every CLIP of OpenAI has the same tokenizer
 
@@ -121,14 +122,8 @@ def write_hub_folder(
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f"{output_dir.name}.unfinished.") as unfinished:
         folder = Path(unfinished) / "hub"
-        if tokenizer is not None and isinstance(model, modeling_emoclip.EmoCLIPModel):
-            model.config.custom_pipelines = export.CUSTOM_PIPELINES
-        model.save_pretrained(folder)
-        if tokenizer is None:
-            video_processor.save_pretrained(folder)
-        else:
-            EmoCLIPProcessor(video_processor, tokenizer).save_pretrained(folder)
-        export.copy_model_code(folder)
+        processor = video_processor if tokenizer is None else EmoCLIPProcessor(video_processor, tokenizer)
+        export.write_model(folder, model, processor)
         card = write_card(model, video_processor, source, notes)
         (folder / "README.md").write_text(card + "\n", encoding="utf-8")
         folder.rename(output_dir)
@@ -143,7 +138,7 @@ def write_card(model: PreTrainedModel, video_processor: EmoCLIPVideoProcessor, s
         pipeline_tag="video-classification",
         tags=["facial-expression-recognition", "emotion-recognition", "clip", "custom_code"],
     )
-    return export.render_card(
+    return render_card(
         "converted.md",
         card_data=card_data.to_yaml(),
         source=source,

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One temperature for one set of labels, how well scores then match what is right, and the picture of it.
+
+Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599. N clips, C labels, M bins.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.special import softmax
+from sklearn.model_selection import GroupKFold
+
+NUM_BINS = 15  # of equal width, as in the paper
+NUM_FOLDS = 5
+LOWEST, HIGHEST = 1e-3, 1e3  # temperatures
+
+
+def calibrate(logits: np.ndarray, references: np.ndarray, groups: Sequence[str] | None = None) -> dict:
+    """Fits a temperature, and says what it does.
+
+    Args:
+        logits: `(N, C)`, before any temperature.
+        references: `(N,)`, the right columns.
+        groups: of each clip; clips of one group, as of one person, are not independent. `None`: each is its own.
+
+    Returns:
+        `temperature`, fitted on all clips; and as `before` and `after`, with temperature 1 and with fitted ones:
+        `ece`, see `calibration_error`; `ece_by_chance`, what it would be on average if every score were exactly the
+        probability of being right; `nll`, mean negative log-likelihood; `score`, the mean of the highest; and of each
+        bin the clips, their mean score and the share that is right. For `after`, each clip is scored with a
+        temperature that was fitted without its group, in 5 folds: the clips of a fit would flatter it.
+
+    Raises:
+        ValueError: too few clips; all labels are right; or they are so wrong that no temperature is best.
+    """
+    groups = np.arange(len(references)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if len(set(groups.tolist())) < NUM_FOLDS:
+        raise ValueError(f"{len(set(groups.tolist()))} clips or groups of them are too few: {NUM_FOLDS} are needed")
+    temperature = fit_temperature(logits, references)
+    temperatures = np.empty(len(references))
+    for others, fold in GroupKFold(NUM_FOLDS).split(logits, groups=groups):
+        temperatures[fold] = _lowest_nll(logits[others], references[others])
+    return {
+        "temperature": temperature,
+        "num_clips": len(references),
+        "num_groups": len(set(groups.tolist())),
+        "accuracy": float((logits.argmax(axis=1) == references).mean()),
+        "before": _report(softmax(logits, axis=1), references),
+        "after": _report(softmax(logits / temperatures[:, None], axis=1), references),
+    }
+
+
+def fit_temperature(logits: np.ndarray, references: np.ndarray) -> float:
+    """The temperature with the lowest mean negative log-likelihood; it has a single minimum in 1 / temperature.
+
+    Raises:
+        ValueError: there is none between 0.001 and 1000.
+    """
+    temperature = _lowest_nll(logits, references)
+    if temperature < 2 * LOWEST:
+        raise ValueError("every clip gets its right label: it takes some errors to see how sure scores may be")
+    if temperature > HIGHEST / 2:
+        raise ValueError("the right labels score no better than the others: no temperature makes up for that")
+    return temperature
+
+
+def _lowest_nll(logits: np.ndarray, references: np.ndarray) -> float:
+    rows = np.arange(len(references))
+    low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)  # of the factor, 1 / temperature
+    for _ in range(60):
+        middle = (low + high) / 2
+        probabilities = softmax(logits * math.exp(middle), axis=1)
+        slope = ((probabilities * logits).sum(axis=1) - logits[rows, references]).mean()  # it only rises
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return math.exp(-(low + high) / 2)
+
+
+def calibration_error(scores: np.ndarray, is_right: np.ndarray) -> float:
+    """ECE: mean distance of score and share of right clips over 15 bins of equal width, weighted by their clips.
+
+    Args:
+        scores: `(N,)`, of the label that scores highest.
+        is_right: `(N,)`, or `(..., N)` for several outcomes at once, which gives their mean.
+    """
+    in_bin = np.eye(NUM_BINS)[_bins(scores)]  # (N, M)
+    return float(np.abs((np.asarray(is_right, dtype=float) - scores) @ in_bin).sum(axis=-1).mean() / len(scores))
+
+
+def _bins(scores: np.ndarray) -> np.ndarray:
+    return np.clip(np.ceil(scores * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+
+
+def _report(probabilities: np.ndarray, references: np.ndarray) -> dict:
+    scores, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == references
+    right = np.maximum(probabilities[np.arange(len(references)), references], np.finfo(float).tiny)
+    outcomes = np.random.default_rng(0).random((300, len(scores))) < scores
+    bins = _bins(scores)
+    number, score, share = (
+        np.bincount(bins, weights=weights, minlength=NUM_BINS) for weights in (None, scores, is_right)
+    )
+    filled = np.flatnonzero(number)
+    return {
+        "ece": calibration_error(scores, is_right),
+        "ece_by_chance": calibration_error(scores, outcomes),
+        "nll": float(-np.log(right).mean()),
+        "score": float(scores.mean()),
+        "bins": [
+            {"bin": int(m), "clips": int(number[m]), "score": score[m] / number[m], "right": share[m] / number[m]}
+            for m in filled
+        ],
+    }
+
+
+def draw_reliability(path: Path, report: dict, title: str = "") -> None:
+    """Before and after, above: how often clips of a score are right, beside the score; below: how many there are.
+
+    Args:
+        path: of a PNG file.
+        report: from `calibrate`.
+    """
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+    headings = {"before": "before", "after": f"after: temperature {report['temperature']:.3g}"}
+    for (above, below), (when, heading) in zip(axes.T, headings.items(), strict=True):
+        one = report[when]
+        left = [part["bin"] / NUM_BINS for part in one["bins"]]
+        bars = {"width": 1 / NUM_BINS, "align": "edge", "edgecolor": "white"}
+        above.bar(left, [part["right"] for part in one["bins"]], color="tab:blue", label="share that is right", **bars)
+        above.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="scores one may trust")
+        points = [[part[name] for part in one["bins"]] for name in ("score", "right")]
+        above.plot(*points, color="tab:orange", marker="o", markersize=4, linestyle="none", label="mean score of the bin")
+        above.set_title(f"{heading}\nECE {one['ece']:.3f} (by chance {one['ece_by_chance']:.3f})", loc="left", fontsize=11)
+        below.bar(left, [part["clips"] for part in one["bins"]], color="grey", **bars)
+        below.set(xlim=(0, 1), xlabel="score of the label that scores highest")
+        for one_axes in (above, below):
+            one_axes.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set(ylim=(0, 1), ylabel="share of clips that are right")
+    axes[0, 0].legend(loc="upper left", frameon=False, fontsize=9)
+    axes[1, 0].set_ylabel("clips")
+    numbers = f"{report['num_clips']:,} clips, {100 * report['accuracy']:.1f} % right"
+    figure.suptitle(f"{title}\n{numbers}" if title else numbers, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=110, format="png")

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions -> the numbers of metrics.json, with 95 % bootstrap intervals. N clips, C classes, n targets."""
+
+import math
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, mean_absolute_error, root_mean_squared_error
+
+from training.metrics.bootstrap import NUM_RESAMPLES, SHARE, interval, resampled_sums
+from training.metrics.ccc.ccc import concordance_correlation
+from training.metrics.pcc.pcc import pearson_correlation
+from training.metrics.uar.uar import unweighted_average_recall
+from training.metrics.war.war import weighted_average_recall
+from training.predictions import Predictions
+
+MAIN_METRICS = ("uar", "war", "pcc", "ccc")  # what papers report of a set
+SHARES = ("uar", "war", "recall")  # printed in percent
+
+
+def metrics_of(predictions: Predictions) -> dict:
+    """Shares and correlations are 0..1 and -1..1; `X_interval` is `[low, high]`; what is undefined is `None`."""
+    values = _regression(predictions) if predictions.is_regression else _classification(predictions)
+    resampled = "clips" if predictions.groups is None else "groups"
+    num_units = len(predictions.clip_ids if predictions.groups is None else set(predictions.groups))
+    intervals = {"share": SHARE, "resamples": NUM_RESAMPLES, "resampled": resampled, "number": num_units}
+    return _without_nan(values | {"num_clips": len(predictions.clip_ids), "intervals": intervals})
+
+
+def _classification(predictions: Predictions) -> dict:
+    """UAR, WAR, recall of each class that occurs, confusion matrix (rows: truth), and chance."""
+    names, references = predictions.names, predictions.references
+    predicted = predictions.scores.argmax(axis=1)
+    confusion = confusion_matrix(references, predicted, labels=range(len(names)))
+    occurring = [number for number in range(len(names)) if confusion[number].sum() > 0]
+    is_class = np.eye(len(names))[references]  # (N, C)
+    sums = np.concatenate([is_class, is_class * (references == predicted)[:, None]], axis=1)
+    present, found = np.split(resampled_sums(sums, predictions.groups), 2, axis=1)  # (R, C) each
+    recalls = np.divide(found, present, out=np.full(found.shape, np.nan), where=present > 0)
+    return {
+        "uar": unweighted_average_recall(references, predicted),
+        "uar_interval": interval(np.nanmean(recalls, axis=1)),
+        "war": weighted_average_recall(references, predicted),
+        "war_interval": interval(found.sum(axis=1) / present.sum(axis=1)),
+        "chance": 1 / len(names),
+        "recall": {names[c]: float(confusion[c, c] / confusion[c].sum()) for c in occurring},
+        "recall_interval": {names[c]: interval(recalls[:, c]) for c in occurring},
+        "labels": list(names),
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def _regression(predictions: Predictions) -> dict:
+    """PCC, CCC, MAE and RMSE of each target, errors in its own units; the means of PCC and CCC over targets."""
+    truths, values = predictions.references.T.astype(float), predictions.scores.T.astype(float)  # (n, N)
+    pairs = list(zip(truths, values, strict=True))
+    # All targets of a clip are drawn together.
+    sums = resampled_sums(np.concatenate([_powers(*pair) for pair in pairs], axis=1), predictions.groups)
+    resampled = [_scores_of_powers(part) for part in np.split(sums, len(pairs), axis=1)]
+    targets = {}
+    for name, (truth, predicted), scores in zip(predictions.names, pairs, resampled, strict=True):
+        targets[name] = {
+            "pcc": pearson_correlation(truth, predicted),
+            "ccc": concordance_correlation(truth, predicted),
+            "mae": float(mean_absolute_error(truth, predicted)),
+            "rmse": float(root_mean_squared_error(truth, predicted)),
+        }
+        targets[name] |= {f"{metric}_interval": interval(values) for metric, values in scores.items()}
+    means = {}
+    for metric in ("pcc", "ccc"):
+        means[metric] = float(np.mean([target[metric] for target in targets.values()]))
+        means[f"{metric}_interval"] = interval(np.mean([scores[metric] for scores in resampled], axis=0))
+    return means | {"targets": targets}
+
+
+def _powers(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """`(N, 9)`, whose sums say all that the four scores depend on."""
+    error = predicted - truth
+    x, y = truth - np.median(truth), predicted - np.median(predicted)  # near zero, where squares lose no digits
+    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y, error, np.abs(error), error * error], axis=1)
+
+
+def _scores_of_powers(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """The four scores `(R,)` of sums `(R, 9)`."""
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy, offset, mae, mse = (sums[:, 1:] / sums[:, :1]).T
+    var_x, var_y, covariance = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y
+    constant = (var_x <= 1e-12 * mean_xx) | (var_y <= 1e-12 * mean_yy)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pcc = np.where(constant, np.nan, covariance / np.sqrt(var_x * var_y))
+        ccc = 2 * covariance / (var_x + var_y + offset**2)
+    return {"pcc": pcc, "ccc": ccc, "mae": mae, "rmse": np.sqrt(mse)}
+
+
+def _without_nan(value):
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def mean_over(parts: list[dict]) -> dict[str, float | None]:
+    """The papers' number for cross-validation: of each main metric the plain mean over the folds."""
+    means = {}
+    for metric in MAIN_METRICS:
+        if values := [part[metric] for part in parts if metric in part]:
+            means[metric] = None if None in values else float(np.mean(values))
+    return means
+
+
+def number_text(metric: str, value: float | None) -> str:
+    """Shares in percent, as the papers print them."""
+    if value is None:
+        return "undefined"
+    return f"{100 * value:.2f}" if metric in SHARES else f"{value:.3f}"
+
+
+def score_text(metric: str, metrics: dict) -> str:
+    """A number with its interval."""
+    bounds = metrics[f"{metric}_interval"]
+    text = number_text(metric, metrics[metric])
+    return text if bounds is None else f"{text} [{', '.join(number_text(metric, bound) for bound in bounds)}]"
+
+
+def table(report: dict) -> str:
+    """Main metrics of each set with their intervals, the mean over several, recalls or targets of a single one."""
+    lines = [f"{report['title']} ({report['architecture']}); in brackets: 95 % bootstrap intervals"]
+    for name, metrics in report["sets"].items():
+        scores = [f"{key.upper()} {score_text(key, metrics)}" for key in MAIN_METRICS if key in metrics]
+        lines.append(f"{name}: {metrics['num_clips']:,} clips, {', '.join(scores)}")
+    if len(report["sets"]) > 1:
+        means = [f"{key.upper()} {number_text(key, value)}" for key, value in report["mean"].items()]
+        lines.append(f"mean of {len(report['sets'])}: {', '.join(means)}")
+    else:
+        (metrics,) = report["sets"].values()
+        for label, recall in metrics.get("recall", {}).items():
+            values = {"recall": recall, "recall_interval": metrics["recall_interval"][label]}
+            lines.append(f"  recall of {label}: {score_text('recall', values)}")
+        for target, scores in metrics.get("targets", {}).items():
+            texts = [f"{key.upper()} {score_text(key, scores)}" for key in ("pcc", "ccc", "mae", "rmse")]
+            lines.append(f"  {target}: {', '.join(texts)}")
+    return "\n".join(lines)
