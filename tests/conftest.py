@@ -7,6 +7,8 @@ from pathlib import Path
 # Before anything imports a HuggingFace library: the tests need no network and must not wait for one.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# Tests run in several processes, and their tensors are too small to be shared among threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import av
 import numpy as np
