@@ -2,6 +2,8 @@
 """A CLIP checkpoint small enough for tests, and real video files."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 # Before anything imports a HuggingFace library: the tests need no network and must not wait for one.
@@ -9,6 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 # Tests run in several processes, and their tensors are too small to be shared among threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and so every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import av
 import numpy as np

@@ -2,6 +2,7 @@
 """From a recipe to what the loop needs: the one place that knows what kinds of experiments there are."""
 
 import importlib
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -304,7 +305,14 @@ def train_tokenizer(captions: list[str], vocab_size: int | None) -> CLIPTokenize
     """A byte-pair CLIP tokenizer; sub-words, so that words which never occur are still told apart."""
     if vocab_size is None:
         raise ValueError("model.tokenizer_vocab_size is needed when model.init is null")
-    return CLIPTokenizer(**SPECIAL_TOKENS).train_new_from_iterator(sorted(set(captions)), vocab_size)
+    trained = CLIPTokenizer(**SPECIAL_TOKENS).train_new_from_iterator(sorted(set(captions)), vocab_size)
+    # The trainer finds the same tokens every time, but numbers some of them differently in every process.
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    special, merged = list(SPECIAL_TOKENS.values()), ["".join(merge) for merge in merges]
+    alphabet = sorted(set(model["vocab"]) - set(special) - set(merged))
+    vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *alphabet, *merged]))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, **SPECIAL_TOKENS)
 
 
 @torch.inference_mode()

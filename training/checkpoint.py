@@ -87,6 +87,7 @@ def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpo
             shutil.rmtree(unfinished, ignore_errors=True)
         accelerator.wait_for_everyone()
         accelerator.save_state(unfinished)
+        accelerator.wait_for_everyone()  # each has written its part
         weights = accelerator.get_state_dict(model) if selects else {}
         if accelerator.is_main_process:
             (unfinished / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))

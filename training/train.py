@@ -40,6 +40,7 @@ from training.metrics.scores import metrics_of
 from training.optimizer import build_optimizer, build_scheduler
 from training.predictions import write_results
 from training.recipe import Recipe, flat_fields, load_recipe
+from training.sharding import check_sharding, copy_to_shard, gather_weights
 from training.stop_signal import StopSignal
 
 
@@ -76,6 +77,7 @@ def run(recipe: Recipe) -> dict:
         raise ValueError(
             f"optim.batch_size={recipe.optim.batch_size} cannot be shared among {accelerator.num_processes} processes"
         )
+    check_sharding(recipe, accelerator)
     pusher = None
     if accelerator.is_main_process:
         open_output_dir(recipe)
@@ -122,15 +124,12 @@ class Training:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     average: AveragedModel | None
+    evaluated: torch.nn.Module
+    """The moving average of the weights, if there is one; always a whole model, as FSDP's is not."""
     checkpoint: Path
     progress: Progress
     clock: float
     """When `progress.seconds` was last counted."""
-
-    @property
-    def evaluated(self) -> torch.nn.Module:
-        """The moving average of the weights, if there is one."""
-        return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.module
 
 
 def train(
@@ -150,6 +149,8 @@ def train(
     with StopSignal(accelerator) as stop:
         while progress.epoch < recipe.optim.epochs and not out_of_patience(progress, recipe.run.patience):
             train_epoch(training, experiment, recipe, stop)
+            if accelerator.is_fsdp2:
+                gather_weights(training.model, training.evaluated)
             record = {"epoch": progress.epoch + 1, "loss": progress.loss_sum / progress.step}
             record["learning_rate"] = max(training.scheduler.get_last_lr())
             record |= score_epoch(training, experiment, recipe)
@@ -187,19 +188,21 @@ def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, ch
         )
     if run.gradient_checkpointing:
         experiment.model.gradient_checkpointing_enable()
+    trained = copy_to_shard(experiment.trained, accelerator) if accelerator.is_fsdp2 else experiment.trained
     if run.compile:
-        experiment.trained.compile()
-    optimizer = build_optimizer(experiment.trained, optim, experiment.learning_rates)
+        trained.compile()
+    optimizer = build_optimizer(trained, optim, experiment.learning_rates)
     scheduler = build_scheduler(optimizer, optim, len(loader))
-    model, optimizer, loader, scheduler = accelerator.prepare(experiment.trained, optimizer, loader, scheduler)
-    average = None
+    model, optimizer, loader, scheduler = accelerator.prepare(trained, optimizer, loader, scheduler)
+    average, evaluated = None, experiment.trained
     if optim.ema is not None:
         average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
         accelerator.register_for_checkpointing(average)
+        evaluated = average.module
     progress = load_checkpoint(accelerator, checkpoint) if run.resume else None
     progress = progress or Progress(num_processes=accelerator.num_processes)
     return Training(
-        accelerator, model, loader, optimizer, scheduler, average, checkpoint, progress, time.perf_counter()
+        accelerator, model, loader, optimizer, scheduler, average, evaluated, checkpoint, progress, time.perf_counter()
     )
 
 

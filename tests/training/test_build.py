@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, CLIPTokenizer
 
 from modeling_emoclip import EmoCLIPForVideoRegression
 from training import train
+from training.build import SPECIAL_TOKENS, train_tokenizer
 
 FROZEN = '{"(vision_model|text_model)\\\\..*|(visual|text)_projection\\\\..*|logit_scale": null, ".*": 1e-2}'
 
@@ -86,3 +87,14 @@ def test_a_class_left_out(make_recipe, tmp_path):
 def test_a_recipe_that_does_not_fit_the_data_is_an_error(make_recipe, tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         train.run(make_recipe(tmp_path, *overrides))
+
+
+def test_a_trained_tokenizer_is_the_same_every_time():
+    captions = [f"a person shows number {number} and a smile fading slowly" for number in range(200)]
+    tokenizers = [train_tokenizer(captions, 400) for _ in range(4)]
+    assert all(tokenizer.get_vocab() == tokenizers[0].get_vocab() for tokenizer in tokenizers)
+    ids = tokenizers[0](captions[7])["input_ids"]
+    assert tokenizers[0].decode(ids, skip_special_tokens=True) == captions[7]  # 7 is a word
+    assert ids[0] == tokenizers[0].bos_token_id == 2 and ids[-1] == tokenizers[0].eos_token_id == 3
+    again = CLIPTokenizer(**SPECIAL_TOKENS).train_new_from_iterator(sorted(set(captions)), 400)
+    assert again.tokenize(captions[7]) == tokenizers[0].tokenize(captions[7])

@@ -150,7 +150,7 @@ def test_killed_at_random_moments(make_recipe, tmp_path):
 
 
 def test_two_processes_train_the_same_global_batch(make_recipe, undisturbed, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     recipe = make_recipe(tmp_path, "run.checkpoint_every=1")
     subprocess.run(command(recipe, tmp_path, *launcher), env=environment(), check=True, capture_output=True)
     assert_same(tmp_path, undisturbed, tolerance=1e-6)
@@ -165,7 +165,7 @@ def test_a_batch_in_chunks_is_the_same_batch(make_recipe, undisturbed, tmp_path)
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(make_recipe, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     recipe = make_recipe(tmp_path, "optim.batch_size=5")
     done = subprocess.run(command(recipe, tmp_path, *launcher), env=environment(), capture_output=True, text=True)
     assert done.returncode != 0 and "optim.batch_size=5 cannot be shared among 2 processes" in done.stderr
