@@ -14,6 +14,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_emoclip import EmoCLIPConfig
+from .live import EmotionStream
 from .modeling_emoclip import EmoCLIPModel, EmoCLIPPreTrainedModel
 from .modeling_emoclip_heads import (
     EmoCLIPForPromptClassification,
@@ -22,6 +23,7 @@ from .modeling_emoclip_heads import (
 )
 from .pipeline_emoclip import TASK, ZeroShotVideoClassificationPipeline
 from .processing_emoclip import EmoCLIPProcessor
+from .timeline import EmotionTimeline
 from .video_processing_emoclip import EmoCLIPVideoProcessor
 
 AutoConfig.register("emoclip", EmoCLIPConfig)
@@ -52,5 +54,7 @@ __all__ = [
     "EmoCLIPPreTrainedModel",
     "EmoCLIPProcessor",
     "EmoCLIPVideoProcessor",
+    "EmotionStream",
+    "EmotionTimeline",
     "ZeroShotVideoClassificationPipeline",
 ]

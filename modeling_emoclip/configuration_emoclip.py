@@ -42,6 +42,10 @@ class EmoCLIPConfig(PreTrainedConfig):
         temporal_layer_norm_eps (`float`, defaults to 1e-5).
         class_descriptions (`dict[str, list[str]]`, *optional*): label -> texts that stand for it. The pipeline uses
             them for a label that is given by its name only.
+        label_temperatures (`list[dict]`, *optional*): `{"labels": [...], "temperature": float, ...}` for each label
+            set that `training/calibrate.py` was run for: sorted labels, what their logits are divided by before the
+            softmax, and how that was found (`ece_before`, `ece_after`, `data`). The pipeline uses it for exactly
+            these labels in any order, given by their names.
 
         prompt_num_context_tokens (`int`, defaults to 8): learnable tokens beside each class text.
         prompt_class_specific_contexts (`bool`, defaults to `True`): contexts for each class, or one set for all.
@@ -89,6 +93,7 @@ class EmoCLIPConfig(PreTrainedConfig):
     temporal_residual: bool = True
     temporal_layer_norm_eps: float = 1e-5
     class_descriptions: dict | None = None
+    label_temperatures: list | None = None
     prompt_num_context_tokens: int = 8
     prompt_class_specific_contexts: bool = True
     prompt_class_position: str = "end"
@@ -153,6 +158,32 @@ class EmoCLIPConfig(PreTrainedConfig):
         for label, texts in (self.class_descriptions or {}).items():
             if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) and t for t in texts):
                 raise ValueError(f"class_descriptions[{label!r}] is {texts!r}, but must be a list of non-empty texts")
+
+    def validate_label_temperatures(self):
+        """Part of `@strict`: each label set once, with a temperature that divides."""
+        known = set()
+        for index, entry in enumerate(self.label_temperatures or []):
+            labels, temperature = (
+                entry.get(key) if isinstance(entry, dict) else None for key in ("labels", "temperature")
+            )
+            if (
+                not isinstance(labels, list)
+                or not labels
+                or not all(isinstance(label, str) and label for label in labels)
+                or labels != sorted(set(labels))
+            ):
+                raise ValueError(
+                    f"label_temperatures[{index}] has the labels {labels!r}, but must have a sorted list of distinct, "
+                    "non-empty texts"
+                )
+            if not _is_number(temperature) or temperature <= 0:
+                raise ValueError(
+                    f"label_temperatures[{index}] has the temperature {temperature!r}, but must have a number greater "
+                    "than 0"
+                )
+            if tuple(labels) in known:
+                raise ValueError(f"label_temperatures has the labels {labels} more than once")
+            known.add(tuple(labels))
 
     def validate_contrastive_loss(self):
         """Part of `@strict`."""

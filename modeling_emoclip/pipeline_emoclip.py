@@ -2,14 +2,16 @@
 """The pipeline `zero-shot-video-classification`: a video and any labels -> scores."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import Pipeline
 
-from .prompts import LabelTexts, encode_labels, label_texts
+from .prompts import LabelTexts, encode_labels
+from .scores import Scoring, make_scoring
+from .timeline import EmotionTimeline, make_timeline
 
 TASK = "zero-shot-video-classification"
 
@@ -49,12 +51,17 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
                 are averaged. In a list, `"anger + disgust"` is a compound: the mean of its parts.
             hypothesis_template (`str`, *optional*): text with `{}` for the label, for labels given by name only.
                 Without it the checkpoint's own descriptions are used where it has any, else "an expression of {}.".
+            temperature (`float`, *optional*): logits are divided by it; by default what `training.calibrate` fitted
+                for exactly these labels, else 1.
+            multi_label (`bool` or `str`, defaults to `False`): each label stands alone, against a neutral face, or
+                against the text that is given here.
+            abstain_below (`float`, *optional*): if no score reaches it, the first entry is "uncertain".
             batch_size, num_workers: as in every pipeline.
 
         Returns:
             `[{"label": str, "score": float}, ...]`, highest score first, for each video. Scores are the softmax over
             the given labels of the scaled cosine: they sum to 1 and compare these labels with each other; they are
-            not calibrated probabilities that a person feels anything.
+            not probabilities that a person feels anything (README, "What a score means").
 
         Raises:
             ValueError: bad labels, or a video that cannot be read; the message names it.
@@ -67,15 +74,72 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             videos = tuple(videos)  # one video: transformers takes a list, but not a tuple, for several inputs
         return super().__call__(videos, **kwargs)
 
-    def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, **kwargs):
+    def timeline(
+        self,
+        video: Any,
+        candidate_labels: Sequence[str] | Mapping[str, str | Sequence[str]],
+        hypothesis_template: str | None = None,
+        *,
+        window: float = 2.0,
+        stride: float = 1.0,
+        faces: str | Callable = "all",
+        no_face: str = "nothing",
+        detector: str | Callable = "auto",
+        fps: float | None = None,
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> EmotionTimeline:
+        """Scores labels on every person in every window of a video of any length.
+
+        The video is decoded once, and of each window as many frames are taken, evenly in time, as the checkpoint's
+        video processor has `num_frames`. Each face in them is encoded once, however much windows overlap. Memory does
+        not grow with the video's length, but for what is kept of each window (an embedding) and person (boxes, a few
+        thumbnails): about 0.2 MB a minute and person with 512 numbers, one window a second.
+
+        Args:
+            video, candidate_labels, hypothesis_template: as of a call; one video.
+            window: seconds; a shorter video is one window.
+            stride: seconds from window to window, rounded to the distance of two frames; at most `window`. The last
+                window ends with the video.
+            faces: `"all"`; `"largest"` in each frame; a function that gets the faces of a frame and returns those
+                that count (`faces.choose_faces`); or `"none"` for clips that are cropped already: the whole frame.
+            no_face: what stands for frames without a face: `"nothing"`, or `"frame"`, the whole frame. A window in
+                which more than half of a person's frames are missing has no entry.
+            detector: name of a face detector, see `faces.load_face_detector`, or a function from a frame
+                `(H, W, 3)`, uint8, RGB, to boxes `(n, 5)`: x0, y0, x1, y1, score.
+            fps: frames per second of a folder, list or array of frames; files have time stamps.
+            batch_size: faces, or windows, that are encoded at once.
+            progress: whether to show a bar.
+
+        Returns:
+            `EmotionTimeline`. A video that breaks off, or is damaged, gives what was read of it, and `.error` says so.
+
+        Raises:
+            ValueError, FileNotFoundError: bad arguments, or a video of which nothing can be read.
+        """
+        how = {"window": window, "stride": stride, "fps": fps, "batch_size": batch_size, "progress": progress}
+        how |= {"faces": faces, "no_face": no_face, "detector": detector}
+        return make_timeline(self, video, candidate_labels, hypothesis_template, **how)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels=None,
+        hypothesis_template=None,
+        temperature=None,
+        multi_label=False,
+        abstain_below=None,
+        **kwargs,
+    ):
         if kwargs:
             raise TypeError(f"{TASK} has no argument {', '.join(map(repr, kwargs))}")
+        options = {"temperature": temperature, "multi_label": multi_label, "abstain_below": abstain_below}
         if candidate_labels is None:
-            if hypothesis_template is not None:
-                raise ValueError("hypothesis_template is given without candidate_labels")
+            given = {"hypothesis_template": hypothesis_template} | options
+            if alone := [name for name, value in given.items() if value not in (None, False)]:
+                raise ValueError(f"{', '.join(alone)} is given without candidate_labels")
             return {}, {}, {}
-        texts = label_texts(candidate_labels, self.model.config.class_descriptions, hypothesis_template)
-        return {}, {"texts_by_label": texts}, {"labels": list(texts)}
+        scoring = make_scoring(self.model.config, candidate_labels, hypothesis_template, **options)
+        return {}, {"texts_by_label": scoring.texts}, {"scoring": scoring}
 
     def preprocess(self, video):
         video = list(video) if isinstance(video, tuple) else video
@@ -87,10 +151,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         outputs = self.model(**model_inputs, text_embeds=self.class_embeds(texts_by_label))
         return {"logits_per_video": outputs.logits_per_video}
 
-    def postprocess(self, model_outputs, labels):
-        scores = model_outputs["logits_per_video"][0].float().softmax(dim=-1).tolist()
-        ranked = sorted(zip(labels, scores, strict=True), key=lambda label_score: -label_score[1])
-        return [{"label": label, "score": score} for label, score in ranked]
+    def postprocess(self, model_outputs, scoring: Scoring):
+        (scores,) = scoring.scores(model_outputs["logits_per_video"])
+        return scoring.ranked(scores)
 
     def class_embeds(self, texts_by_label: LabelTexts) -> torch.Tensor:
         """`(C, D)` of a label set, encoded the first time it is asked for and kept."""

@@ -72,6 +72,7 @@ def test_training_imports_go_down(path):
     floors = {
         "train": 6,
         "export": 6,
+        "calibrate": 6,
         "check_hub_folder": 6,
         "cache_frames": 6,
         "run_grid": 6,

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.special import softmax
 from sklearn.model_selection import GroupKFold
+from sklearn.utils.extmath import softmax
 
 NUM_BINS = 15  # of equal width, as in the paper
 NUM_FOLDS = 5
+FEW = 10  # clips of a bin whose share says little
 LOWEST, HIGHEST = 1e-3, 1e3  # temperatures
 
 
@@ -48,8 +49,8 @@ def calibrate(logits: np.ndarray, references: np.ndarray, groups: Sequence[str] 
         "num_clips": len(references),
         "num_groups": len(set(groups.tolist())),
         "accuracy": float((logits.argmax(axis=1) == references).mean()),
-        "before": _report(softmax(logits, axis=1), references),
-        "after": _report(softmax(logits / temperatures[:, None], axis=1), references),
+        "before": _report(softmax(logits), references),
+        "after": _report(softmax(logits / temperatures[:, None]), references),
     }
 
 
@@ -72,7 +73,7 @@ def _lowest_nll(logits: np.ndarray, references: np.ndarray) -> float:
     low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)  # of the factor, 1 / temperature
     for _ in range(60):
         middle = (low + high) / 2
-        probabilities = softmax(logits * math.exp(middle), axis=1)
+        probabilities = softmax(logits * math.exp(middle))
         slope = ((probabilities * logits).sum(axis=1) - logits[rows, references]).mean()  # it only rises
         low, high = (low, middle) if slope > 0 else (middle, high)
     return math.exp(-(low + high) / 2)
@@ -128,18 +129,28 @@ def draw_reliability(path: Path, report: dict, title: str = "") -> None:
         one = report[when]
         left = [part["bin"] / NUM_BINS for part in one["bins"]]
         bars = {"width": 1 / NUM_BINS, "align": "edge", "edgecolor": "white"}
-        above.bar(left, [part["right"] for part in one["bins"]], color="tab:blue", label="share that is right", **bars)
+        colors = ["tab:blue" if part["clips"] >= FEW else "lightsteelblue" for part in one["bins"]]
+        above.bar(left, [part["right"] for part in one["bins"]], color=colors, **bars)
         above.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="scores one may trust")
         points = [[part[name] for part in one["bins"]] for name in ("score", "right")]
-        above.plot(*points, color="tab:orange", marker="o", markersize=4, linestyle="none", label="mean score of the bin")
-        above.set_title(f"{heading}\nECE {one['ece']:.3f} (by chance {one['ece_by_chance']:.3f})", loc="left", fontsize=11)
+        above.plot(
+            *points, color="tab:orange", marker="o", markersize=4, linestyle="none", label="mean score of the bin"
+        )
+        above.set_title(
+            f"{heading}\nECE {one['ece']:.3f}; {one['ece_by_chance']:.3f} if it were calibrated",
+            loc="left",
+            fontsize=11,
+        )
         below.bar(left, [part["clips"] for part in one["bins"]], color="grey", **bars)
         below.set(xlim=(0, 1), xlabel="score of the label that scores highest")
         for one_axes in (above, below):
             one_axes.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set(ylim=(0, 1), ylabel="share of clips that are right")
+    for color, label in (("tab:blue", "share that is right"), ("lightsteelblue", f"of fewer than {FEW} clips")):
+        axes[0, 0].bar(0, 0, color=color, label=label)
     axes[0, 0].legend(loc="upper left", frameon=False, fontsize=9)
     axes[1, 0].set_ylabel("clips")
+    title = title.replace("$", r"\$")  # matplotlib would take it for a formula
     numbers = f"{report['num_clips']:,} clips, {100 * report['accuracy']:.1f} % right"
     figure.suptitle(f"{title}\n{numbers}" if title else numbers, x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=110, format="png")

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A long video -> for each person and each window of time the scores of any labels; every frame is encoded once.
+
+Shapes: W windows, C labels, D embedding width, T frames of a window.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .frame_sampling import segment_middle
+from .prompts import label_texts
+from .timeline_files import load, save, stretches, to_csv, to_json, to_pandas, to_srt, to_vtt
+from .timeline_pictures import Thumbnails, annotate, plot
+from .video_frames import NOBODY, Crop, FaceCrops, GridFrame, VideoFrames
+
+_PROBE = "a face"  # its embedding tells whether a model has the text encoder that a timeline was made with
+_MOST_STEPS = 64  # between windows, also where there is nothing to encode
+
+
+class Moment(NamedTuple):
+    person: int
+    start: float  # seconds
+    end: float
+    score: float  # cosine of the text and the best window
+
+
+@dataclass(eq=False, repr=False)
+class EmotionTimeline:
+    """What `pipe.timeline` returns. One row is one window of one person; rows are in the order of time.
+
+    Scores are the softmax over the given labels, as the pipeline's: they compare these labels with each other, and are
+    no probabilities that a person feels anything. Times are seconds, as a player shows them. Boxes are x0, y0, x1, y1,
+    pixels of the upright frame.
+
+    ```python
+    >>> timeline = pipe.timeline("talk.mp4", candidate_labels=["amused", "bored", "tense"])
+    >>> timeline.plot("talk.png")
+    >>> timeline.search("trying not to laugh", top=3)
+    >>> timeline.rescore(["proud", "ashamed"]).to_csv("talk.csv")
+    ```"""
+
+    video: str  # path, or "the video"
+    labels: list[str]
+    scores: np.ndarray  # (W, C)
+    embeds: np.ndarray  # (W, D), unit length
+    person: np.ndarray  # (W,)
+    start: np.ndarray  # (W,)
+    end: np.ndarray  # (W,)
+    box: np.ndarray  # (W, 4), mean over the window
+    num_frames_seen: np.ndarray  # (W,), frames of the window that show the person
+    tracks: np.ndarray  # (number of encoded faces, 6): time, person, box
+    thumbnails: dict[int, list[tuple[float, bytes]]]  # person -> (time, JPEG)
+    span: tuple[float, float]  # first and last second that was seen
+    size: tuple[int, int]  # width and height of the upright frame
+    window: float  # seconds; the video's length, if that is shorter
+    stride: float  # seconds
+    num_frames: int  # T
+    faces: str  # "all", "largest", "none" (not looked for: the whole frame) or "callback"
+    no_face: str  # frames without a face: "nothing", or "frame" (the whole frame is NOBODY's)
+    detector: str | None
+    error: str | None  # what was wrong with the video, if anything
+    logit_scale: float
+    probe: np.ndarray  # (D,)
+    names: dict[int, str] = field(default_factory=dict)  # person -> name in files and pictures, yours to set
+    pipe: Any = None  # the pipeline that encodes new texts; not saved
+
+    to_pandas, to_json, to_csv, to_srt, to_vtt = to_pandas, to_json, to_csv, to_srt, to_vtt
+    save, load, plot, annotate, stretches = save, classmethod(load), plot, annotate, stretches
+
+    def __len__(self) -> int:
+        return len(self.person)
+
+    def __repr__(self) -> str:
+        faces = {None: "faces not looked for", True: "faces found", False: "no face found"}[self.face_found]
+        return (
+            f"EmotionTimeline({self.video!r}, {self.span[0]:.1f} to {self.span[1]:.1f} s, {len(self)} windows of "
+            f"{self.window:g} s, {len(self.people)} people, {faces}{'' if self.complete else ', NOT COMPLETE'})"
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole video was read without damage; if not, `error` says what happened."""
+        return self.error is None
+
+    @property
+    def face_found(self) -> bool | None:
+        """Whether any face was found; `None` if none was looked for."""
+        return None if self.faces == "none" else bool((self.tracks[:, 1] != NOBODY).any())
+
+    @property
+    def people(self) -> list[int]:
+        """Persons with a window, those with most of them first."""
+        people, windows = np.unique(self.person, return_counts=True)
+        return people[np.argsort(-windows, kind="stable")].tolist()
+
+    def name_of(self, person: int) -> str:
+        whole_frame = person == NOBODY or self.faces == "none"
+        return self.names.get(person, "whole frame" if whole_frame else f"person {person}")
+
+    def rescore(
+        self,
+        candidate_labels: Sequence[str] | Mapping[str, str | Sequence[str]],
+        hypothesis_template: str | None = None,
+        pipe: Any = None,
+    ) -> "EmotionTimeline":
+        """The same windows with the scores of other labels; the video is not read again.
+
+        Args:
+            candidate_labels, hypothesis_template: as of the pipeline.
+            pipe: a pipeline with the text encoder that the timeline was made with; needed after `load`.
+        """
+        pipe = self._checked(pipe)
+        labels, class_embeds = _embed_labels(pipe, candidate_labels, hypothesis_template)
+        scores = _scores(self.embeds, class_embeds, self.logit_scale)
+        return replace(self, labels=labels, scores=scores, names=dict(self.names), pipe=pipe)
+
+    def search(self, text: str | Sequence[str], top: int = 10, pipe: Any = None) -> list[Moment]:
+        """The moments that are most like a text, or like the mean of several; the best first.
+
+        Neighbouring windows of a person are one moment while they stay above half the height between the best of them
+        and the mean of all windows. No two moments of a person overlap.
+        """
+        _, (text_embed,) = _embed_labels(self._checked(pipe), {"text": text})
+        cosine, moments = self.embeds @ text_embed, []
+        taken = np.zeros(len(self), dtype=bool)
+        for best in np.argsort(-cosine, kind="stable"):
+            if taken[best] or len(moments) == top:
+                continue
+            rows = np.flatnonzero(self.person == self.person[best])
+            is_high = (cosine[rows] >= (cosine[best] + cosine.mean()) / 2) & ~taken[rows]
+            is_joined = is_high[:-1] & is_high[1:] & (self.end[rows[:-1]] >= self.start[rows[1:]])
+            run = next(run for run in np.split(rows, np.flatnonzero(~is_joined) + 1) if best in run)
+            start, end = float(self.start[run[0]]), float(self.end[run[-1]])
+            taken[rows[(self.start[rows] < end) & (self.end[rows] > start)]] = True
+            moments.append(Moment(int(self.person[best]), start, end, float(cosine[best])))
+        return moments
+
+    def _checked(self, pipe: Any) -> Any:
+        pipe = pipe or self.pipe
+        if pipe is None:
+            raise ValueError("a loaded timeline cannot encode texts: give pipe=, a pipeline with its model")
+        (probe,) = _embed_labels(pipe, {_PROBE: _PROBE})[1]
+        if probe.shape != self.probe.shape or probe @ self.probe < 0.999:  # 16 and 32 bits differ by less
+            raise ValueError(f"pipe has another text encoder than the model that made the timeline of {self.video}")
+        return pipe
+
+
+@torch.no_grad()
+def make_timeline(
+    pipe, video, candidate_labels, hypothesis_template=None, *, window, stride, fps, batch_size, progress, **how
+) -> EmotionTimeline:
+    """`pipe.timeline`; `how` is of `FaceCrops`."""
+    if not 0 < stride <= window:
+        raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
+    labels, class_embeds = _embed_labels(pipe, candidate_labels, hypothesis_template)
+    processor = pipe.processor.video_processor
+    frames, face_crops = VideoFrames(video, fps), FaceCrops(processor.size, **how)
+    window = min(window, frames.duration or window)
+    num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
+    rate = num_frames / window
+    steps = min(max(1, round(stride * rate)), num_frames)
+    maker = _TimelineMaker(pipe, face_crops, num_frames, steps, batch_size)
+    with frames.progress_bar(frames.name, progress) as bar, pipe.device_placement():
+        for frame in frames.on_grid(rate):
+            maker.add(frame)
+            bar.update(int(frame.time - frames.start) - bar.n)
+        maker.make_windows(is_last=True)
+    settings = {"window": window, "stride": steps / rate, "num_frames": num_frames, **face_crops.settings}
+    scale, probe = float(pipe.model.logit_scale.exp()), _embed_labels(pipe, {_PROBE: _PROBE})[1][0]
+    columns = maker.columns(frames.start, frames.end, rate)
+    scores = _scores(columns["embeds"], class_embeds, scale)
+    about = {"video": frames.name, "span": (frames.start, frames.end), "size": frames.size, "error": frames.error}
+    how_scored = {"labels": labels, "scores": scores, "logit_scale": scale, "probe": probe, "pipe": pipe}
+    return EmotionTimeline(**columns, **settings, **about, **how_scored)
+
+
+@torch.no_grad()
+def _embed_labels(pipe, candidate_labels, hypothesis_template=None) -> tuple[list[str], np.ndarray]:
+    """Labels and their unit-length embeddings `(C, D)`."""
+    texts = label_texts(candidate_labels, pipe.model.config.class_descriptions, hypothesis_template)
+    return list(texts), pipe.class_embeds(texts).float().cpu().numpy()
+
+
+def _scores(embeds: np.ndarray, class_embeds: np.ndarray, logit_scale: float) -> np.ndarray:
+    logits = embeds @ class_embeds.T * np.float32(logit_scale)  # (W, C)
+    return torch.from_numpy(logits).softmax(dim=-1).numpy()
+
+
+class _TimelineMaker:
+    """Turns frames on a grid of time into windows of people.
+
+    It holds what waits to be encoded and the embeddings that a coming window can need, and so no more for a longer
+    video. What stays of a window is D numbers; of an encoded face, its box.
+    """
+
+    def __init__(self, pipe, face_crops: FaceCrops, num_frames: int, stride: int, batch_size: int):
+        self.model, self.processor, self.face_crops = pipe.model, pipe.processor.video_processor, face_crops
+        self.num_frames, self.stride, self.batch_size = num_frames, stride, batch_size  # stride in steps of the grid
+        self.num_steps = self.next_start = 0
+        self.crops: list[Crop] = []  # in the newest frame
+        self.waiting: list[Crop] = []  # to be encoded
+        self.seen: dict[int, dict[int, Crop]] = {}  # person -> step -> crop
+        self.new_tracks: list[tuple] = []
+        self.rows = [np.empty((0, 7))]  # parts of the timeline: person, first step, frames seen, box
+        self.embeds = [np.empty((0, pipe.model.config.projection_dim), dtype=np.float32)]
+        self.tracks = [np.empty((0, 6))]
+        self.thumbnails = Thumbnails()
+
+    def add(self, frame: GridFrame):
+        if frame.is_new:
+            self.crops = self.face_crops(frame)
+            for crop in self.crops:
+                self.thumbnails.offer(crop.person, frame.time, crop.pixels)
+                clip = self.processor(crop.pixels[None], do_sample_frames=False, return_tensors="pt")
+                crop.pixels = clip["pixel_values_videos"][0, 0]
+            self.waiting += self.crops
+        for crop in self.crops:
+            self.seen.setdefault(crop.person, {})[frame.step] = crop
+            self.new_tracks.append((frame.time, crop.person, *crop.box))
+        self.num_steps = frame.step + 1
+        if len(self.waiting) >= self.batch_size or self.num_steps % _MOST_STEPS == 0:
+            self.make_windows()
+
+    def make_windows(self, is_last: bool = False):
+        """Those that end by now; at the end of the video one more for what no other covers."""
+        self._encode()
+        length = min(self.num_frames, self.num_steps) if is_last else self.num_frames
+        starts = list(range(self.next_start, self.num_steps - length + 1, self.stride))
+        if is_last and (self.num_steps - length) % self.stride:
+            starts.append(self.num_steps - length)
+        slots = segment_middle(length, self.num_frames)  # every step once, unless the video is shorter than a window
+        windows = []
+        for start in starts:
+            for person, crops in sorted(self.seen.items()):
+                num_seen = sum(start + step in crops for step in range(length))
+                if num_seen and 2 * num_seen >= length:
+                    windows.append(([crops.get(start + slot) for slot in slots], person, start, num_seen))
+        for first in range(0, len(windows), self.batch_size):
+            self._embed(windows[first : first + self.batch_size])
+        self.next_start = starts[-1] + self.stride if starts else self.next_start
+        self._forget(min(self.next_start, self.num_steps - self.num_frames))
+
+    def _encode(self):
+        for first in range(0, len(self.waiting), self.batch_size):
+            batch = self.waiting[first : first + self.batch_size]
+            pixels = torch.stack([crop.pixels for crop in batch]).to(self.model.device, self.model.dtype)
+            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+            for crop, embed in zip(batch, self.model.visual_projection(pooled), strict=True):
+                crop.pixels, crop.embed = None, embed
+        self.waiting = []
+
+    def _embed(self, windows: list[tuple[list[Crop | None], int, int, int]]):
+        frame_mask = torch.tensor([[crop is not None for crop in crops] for crops, *_ in windows])  # (B, T)
+        embeds = [crop.embed for crops, *_ in windows for crop in crops if crop is not None]
+        frame_embeds = embeds[0].new_zeros(*frame_mask.shape, len(embeds[0]))  # (B, T, D)
+        frame_embeds[frame_mask.to(frame_embeds.device)] = torch.stack(embeds)
+        pooled = self.model.get_video_features(frame_embeds=frame_embeds, frame_mask=frame_mask).pooler_output
+        boxes = [np.mean([crop.box for crop in crops if crop is not None], axis=0) for crops, *_ in windows]
+        self.rows.append(np.column_stack([[window[1:] for window in windows], boxes]))
+        self.embeds.append(torch.nn.functional.normalize(pooled, dim=-1).float().cpu().numpy())
+
+    def _forget(self, before: int):
+        """Steps that no coming window has."""
+        for person, crops in list(self.seen.items()):
+            self.seen[person] = {step: crop for step, crop in crops.items() if step >= before}
+            if not self.seen[person]:
+                del self.seen[person]
+        self.tracks.append(np.array(self.new_tracks, dtype=float).reshape(-1, 6))
+        self.new_tracks = []
+
+    def columns(self, start: float, end: float, rate: float) -> dict[str, Any]:
+        """Of a video from `start` to `end`, with `rate` steps per second."""
+        rows, embeds, tracks = map(np.concatenate, (self.rows, self.embeds, self.tracks))
+        person, first_step, num_seen = rows[:, :3].T.astype(int)
+        window_start = start + first_step / rate
+        return {
+            "embeds": embeds,
+            "person": person,
+            "start": window_start,
+            "end": np.minimum(window_start + self.num_frames / rate, end),
+            "box": rows[:, 3:],
+            "num_frames_seen": num_seen,
+            "tracks": tracks,
+            "thumbnails": {one: self.thumbnails.kept[one] for one in np.unique(person).tolist()},
+        }
+
+
+__all__ = ["EmotionTimeline", "Moment", "make_timeline"]

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits the temperature of a label set on validation clips, and writes it into the checkpoint's config.json.
+
+python -m training.calibrate CHECKPOINT [DATASET --data-dir FOLDER] [--labels NAME ...]
+
+CHECKPOINT is the output folder of training/train.py or an exported folder, of a model that is asked for any words.
+Without DATASET the clips are those on which the run chose its epoch, as its recipe.yaml says; with it they are another
+data set's, see training/evaluation.py. The pipeline then divides the logits of exactly these labels, given by their
+names, by the temperature. Beside the configuration, calibration.json holds the calibration error (ECE) before and
+after, and reliability_NAME.png shows it. All of it is about clips like those that it was fitted on.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from modeling_emoclip import EmoCLIPConfig, EmoCLIPModel
+from training.build import load_rows, validation_name
+from training.calibration import calibrate, draw_reliability
+from training.collate import Clips, Collator
+from training.evaluation import DATA_SETS, load_clips, load_model, predict_set, sources
+from training.predictions import Predictions, run_model, whole_file
+from training.recipe import EvaluationSet, load_recipe
+
+logger = logging.get_logger(__name__)
+TEST_SPLIT = "--on-the-test-split"
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """The command; returns what it added to calibration.json."""
+    options = parse_options(arguments)
+    try:
+        folder = checkpoint_folder(options)
+        data, predictions, logits = predict(options)
+        report = {"labels": sorted(pipeline_labels(predictions.names)), "data": data}
+        report |= calibrate(logits, predictions.references, predictions.groups)
+        written = write(folder, options.name or file_name(data, options.labels), report)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    before, after = report["before"], report["after"]
+    print(
+        f"{data}: {report['num_clips']} clips, {100 * report['accuracy']:.1f} % right\n"
+        f"temperature {report['temperature']:.3f}\n"
+        f"ECE {before['ece']:.3f} -> {after['ece']:.3f}; a calibrated model would have {after['ece_by_chance']:.3f}\n"
+        f"wrote {', '.join(map(str, written))}"
+    )
+    return report
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; names are those of training/evaluation.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="folder")
+    parser.add_argument("data_set", nargs="?", help=f"{', '.join(DATA_SETS)}, or module.Class; default: the run's own")
+    parser.add_argument("--data-dir", help="folder of the data set")
+    parser.add_argument("--config", help="as fold2; default: the data set's first")
+    parser.add_argument("--split", default="validation", help="of DATASET, clips that training never saw; %(default)s")
+    parser.add_argument(
+        TEST_SPLIT, action="store_true", help="allow --split test: what is measured on it later says less"
+    )
+    parser.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="of the builder")
+    parser.add_argument(
+        "--labels", nargs="+", help="candidates; only clips with one of them; default: all of the data"
+    )
+    parser.add_argument("--name", help="of this label set in the names of files; default: that of the data")
+    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--cache-dir", help="of prepared data sets and encoded frames; default: that of `datasets`")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode clips; default: none but this")
+    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="for clips that cannot be read")
+    return parser.parse_args(arguments, argparse.Namespace(fold=None))  # evaluation.py's option for several folds
+
+
+def checkpoint_folder(options: argparse.Namespace) -> Path:
+    """Of a checkpoint that may be calibrated, before anything is read.
+
+    Raises:
+        OSError, ValueError: there is none; or it is the test split.
+    """
+    if options.split.startswith("test") and not options.on_the_test_split:
+        raise ValueError(
+            "a temperature that is fitted on the test split has seen the clips that it will be judged by: give "
+            f"another --split, or {TEST_SPLIT} if you judge it on other clips"
+        )
+    if not (options.checkpoint / "config.json").is_file():
+        raise FileNotFoundError(f"{options.checkpoint} is no folder with a config.json, into which to write")
+    return options.checkpoint
+
+
+def predict(options: argparse.Namespace) -> tuple[str, Predictions, np.ndarray]:
+    """What the data is, as a text; the predictions; and their logits `(N, C)` as the pipeline computes them."""
+    model, processor = load_model(str(options.checkpoint))
+    if not isinstance(model, EmoCLIPModel):
+        raise ValueError(
+            f"{options.checkpoint} is an {type(model).__name__}: only the labels of an EmoCLIPModel have one"
+        )
+    if options.data_set is None:
+        data, clips, evaluation_set = own_validation_clips(options, processor)
+    else:
+        (source,) = sources(options)
+        split, clips = load_clips(source, options, model, processor)
+        evaluation_set = EvaluationSet(split, source, options.labels)
+        data = " ".join(filter(None, (options.data_set, source.config_name, split)))
+    accelerator = Accelerator()
+    model.to(accelerator.device)
+    rows, outputs = run_model(model, clips, Collator(processor), options.batch_size, accelerator)
+    descriptions = model.config.class_descriptions  # only with the texts that the pipeline will take
+    predictions = predict_set(evaluation_set, model, processor, descriptions, clips.rows.select(rows), outputs)
+    if missing := sorted(set(predictions.names) - {predictions.names[number] for number in predictions.references}):
+        logger.warning(
+            f"no clip shows {', '.join(missing)}: the temperature knows such clips only as what others are not"
+        )
+    return data, predictions, predictions.scores * model.logit_scale.exp().item()
+
+
+def own_validation_clips(options: argparse.Namespace, processor) -> tuple[str, Clips, EvaluationSet]:
+    """Those on which a run chose its epoch: a split, or what was cut from the training clips.
+
+    Raises:
+        OSError, ValueError: there is no recipe beside the checkpoint, or it has no validation clips.
+    """
+    recipe_file = options.checkpoint / "recipe.yaml"
+    if not recipe_file.is_file():
+        raise FileNotFoundError(
+            f"{options.checkpoint} has no recipe.yaml that names its validation clips: give DATASET"
+        )
+    given = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
+    recipe = load_recipe(recipe_file, [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value])
+    name = validation_name(recipe.data)
+    if name is None or "test" in (name, recipe.data.train_split):
+        raise ValueError(f"{recipe_file} has {'no validation clips' if name is None else 'the test split for them'}")
+    rows = load_rows(recipe)[name]
+    data = " ".join(filter(None, (recipe.data.builder.rpartition(".")[2], recipe.data.config_name, name)))
+    return (
+        data,
+        Clips(rows, processor.video_processor, on_error=options.on_error),
+        EvaluationSet(name, None, options.labels),
+    )
+
+
+def pipeline_labels(names: list[str]) -> list[str]:
+    """As one writes them for the pipeline: a compound of MAFW's is `fear + sadness`."""
+    return [name.replace("_", " + ") for name in names]
+
+
+def file_name(data: str, labels: list[str] | None) -> str:
+    """Of the data and, if they were chosen, of the labels."""
+    return re.sub(r"[^a-zA-Z0-9]+", "_", " ".join([data, *(sorted(labels) if labels else [])])).lower()[:100]
+
+
+def write(folder: Path, name: str, report: dict) -> list[Path]:
+    """The picture, the report, and last the configuration; each file is whole or as it was."""
+    picture, reports, config = (
+        folder / file for file in (f"reliability_{name}.png", "calibration.json", "config.json")
+    )
+    names = ", ".join(report["labels"])
+    with whole_file(picture) as path:
+        title = f"{report['data']}: {names if len(names) < 80 else str(len(report['labels'])) + ' labels'}"
+        draw_reliability(path, report, title)
+    known = json.loads(reports.read_text(encoding="utf-8")) if reports.is_file() else {}
+    with whole_file(reports) as path:
+        path.write_text(json.dumps(known | {name: report}, indent=2) + "\n", encoding="utf-8")
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    others = [one for one in fields.get("label_temperatures") or [] if one["labels"] != report["labels"]]
+    entry = {"labels": report["labels"], "temperature": report["temperature"]}
+    entry |= {f"ece_{when}": report[when]["ece"] for when in ("before", "after")}
+    fields["label_temperatures"] = [*others, entry | {"data": f"{report['data']}, {report['num_clips']} clips"}]
+    EmoCLIPConfig(label_temperatures=fields["label_temperatures"])  # refuses what could not be loaded again
+    with whole_file(config) as path:
+        path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [config, reports, picture]
+
+
+if __name__ == "__main__":
+    main()
