@@ -13,7 +13,9 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .alignment import EmotionAlignment
 from .configuration_emoclip import EmoCLIPConfig
+from .embeddings import VideoEmbeddings
 from .live import EmotionStream
 from .modeling_emoclip import EmoCLIPModel, EmoCLIPPreTrainedModel
 from .modeling_emoclip_heads import (
@@ -54,7 +56,9 @@ __all__ = [
     "EmoCLIPPreTrainedModel",
     "EmoCLIPProcessor",
     "EmoCLIPVideoProcessor",
+    "EmotionAlignment",
     "EmotionStream",
     "EmotionTimeline",
+    "VideoEmbeddings",
     "ZeroShotVideoClassificationPipeline",
 ]

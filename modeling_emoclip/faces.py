@@ -6,6 +6,7 @@ No face is an answer like any other: `(0, 5)`, and an empty list of `Face`.
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class FaceDetector:
 
     def __init__(self, find: Callable[[np.ndarray], np.ndarray], name: str, longest_side: float = LONGEST_SIDE):
         self.find, self.name, self.longest_side = find, name, longest_side
+        self._lock = threading.Lock()  # OpenCV's detectors keep what they work with
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """`(n, 5)`, float32, boxes within the frame and not empty. Raises `ValueError` for what is no RGB frame."""
@@ -69,11 +71,15 @@ class FaceDetector:
         height, width = frame.shape[:2]
         scale = self.longest_side / max(height, width)
         if scale >= 1:
-            return check_boxes(self.find(frame), frame, self.name)
+            return check_boxes(self._found(frame), frame, self.name)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        boxes = self.find(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        boxes = self._found(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
         boxes[:, :4] *= [width / size[0], height / size[1]] * 2
         return check_boxes(boxes, frame, self.name)
+
+    def _found(self, frame: np.ndarray) -> np.ndarray:
+        with self._lock:
+            return self.find(frame)
 
 
 class _Haar:

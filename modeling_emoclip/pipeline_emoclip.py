@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline `zero-shot-video-classification`: a video and any labels -> scores."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import Pipeline
+from transformers import BatchFeature, Pipeline
+from transformers.video_utils import VideoMetadata
 
+from .alignment import EmotionAlignment
+from .background_texts import BACKGROUND_TEXTS
+from .embeddings import VideoEmbeddings, embed_videos
+from .face_clip import check_whose, face_clip
+from .faces import FaceDetector, load_face_detector
 from .prompts import LabelTexts, encode_labels
 from .scores import Scoring, make_scoring
 from .timeline import EmotionTimeline, make_timeline
+from .video_frames import NO_FACE
 
 TASK = "zero-shot-video-classification"
 
@@ -35,6 +43,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         super().__init__(**kwargs)
         self.tokenizer = self.processor.tokenizer  # transformers refuses to batch without a tokenizer
         self._class_embeds: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self._detectors: dict[str, FaceDetector] = {}
 
     def __call__(
         self,
@@ -56,12 +65,20 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             multi_label (`bool` or `str`, defaults to `False`): each label stands alone, against a neutral face, or
                 against the text that is given here.
             abstain_below (`float`, *optional*): if no score reaches it, the first entry is "uncertain".
+            faces (`str` or function, defaults to `"none"`): `"none"` is for clips that are cropped to one face
+                already, as the data sets' are: the whole frame is read. `"largest"` finds and follows the faces in
+                the frames that are read, and takes that of one person; so does a function, see `timeline`, of the
+                faces that it leaves. For everybody, and all of the time, there is `timeline`.
+            no_face (`str`, defaults to `"frame"`): where no face is found the scores are of the whole frame, or there
+                are none: `"nothing"`.
+            detector (defaults to `"auto"`): see `timeline`.
             batch_size, num_workers: as in every pipeline.
 
         Returns:
             `[{"label": str, "score": float}, ...]`, highest score first, for each video. Scores are the softmax over
             the given labels of the scaled cosine: they sum to 1 and compare these labels with each other; they are
-            not probabilities that a person feels anything (README, "What a score means").
+            not probabilities that a person feels anything (README, "What a score means"). If faces are looked for,
+            each entry also has `"face_found"`; with `no_face="nothing"` the list is empty where it would be false.
 
         Raises:
             ValueError: bad labels, or a video that cannot be read; the message names it.
@@ -88,6 +105,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         fps: float | None = None,
         batch_size: int = 32,
         progress: bool = True,
+        **options,
     ) -> EmotionTimeline:
         """Scores labels on every person in every window of a video of any length.
 
@@ -110,6 +128,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             fps: frames per second of a folder, list or array of frames; files have time stamps.
             batch_size: faces, or windows, that are encoded at once.
             progress: whether to show a bar.
+            options: `temperature`, `multi_label` and `abstain_below`, as of a call.
 
         Returns:
             `EmotionTimeline`. A video that breaks off, or is damaged, gives what was read of it, and `.error` says so.
@@ -119,7 +138,44 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         """
         how = {"window": window, "stride": stride, "fps": fps, "batch_size": batch_size, "progress": progress}
         how |= {"faces": faces, "no_face": no_face, "detector": detector}
-        return make_timeline(self, video, candidate_labels, hypothesis_template, **how)
+        return make_timeline(self, video, candidate_labels, hypothesis_template, options, **how)
+
+    def alignment(
+        self, video: Any, text: str | Sequence[str], background_texts: Sequence[str] = BACKGROUND_TEXTS, **options
+    ) -> EmotionAlignment:
+        """How well a video shows what a text says: its cosine, and where that stands among those of other texts.
+
+        Args:
+            video, text, background_texts: see `EmotionTimeline.alignment`, which this is, of a new timeline.
+            options: of `timeline`; by default `stride=0.5, faces="largest", no_face="frame"`.
+
+        Returns:
+            `EmotionAlignment`: `.cosine`, `.percentile`, and both for each window of time.
+        """
+        defaults = {"stride": 0.5, "faces": "largest", "no_face": "frame"}
+        return self.timeline(video, {"text": text}, **(defaults | options)).alignment(text, background_texts)
+
+    def embed(
+        self,
+        videos: Any,
+        *,
+        faces: str | Callable = "none",
+        no_face: str = "frame",
+        detector: str | Callable = "auto",
+        batch_size: int = 8,
+        on_error: str = "raise",
+        progress: bool = True,
+    ) -> VideoEmbeddings:
+        """Embeddings of videos, for probes, clustering and search; see `embeddings.py`.
+
+        Args:
+            videos, faces, no_face, detector: as of a call.
+            batch_size: videos that are encoded at once.
+            on_error: what a video that cannot be read does: `"raise"`, or `"skip"`, and it is reported.
+            progress: whether to show a bar.
+        """
+        face_options = self._face_options(faces, no_face, detector)
+        return embed_videos(self, videos, face_options, no_face, batch_size, on_error, progress)
 
     def _sanitize_parameters(
         self,
@@ -128,32 +184,65 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         temperature=None,
         multi_label=False,
         abstain_below=None,
+        faces="none",
+        no_face="frame",
+        detector="auto",
         **kwargs,
     ):
         if kwargs:
             raise TypeError(f"{TASK} has no argument {', '.join(map(repr, kwargs))}")
+        preprocess = self._face_options(faces, no_face, detector)
         options = {"temperature": temperature, "multi_label": multi_label, "abstain_below": abstain_below}
         if candidate_labels is None:
             given = {"hypothesis_template": hypothesis_template} | options
             if alone := [name for name, value in given.items() if value not in (None, False)]:
                 raise ValueError(f"{', '.join(alone)} is given without candidate_labels")
-            return {}, {}, {}
+            return preprocess, {}, {}
         scoring = make_scoring(self.model.config, candidate_labels, hypothesis_template, **options)
-        return {}, {"texts_by_label": scoring.texts}, {"scoring": scoring}
+        return preprocess, {"texts_by_label": scoring.texts}, {"scoring": scoring, "no_face": no_face}
 
-    def preprocess(self, video):
+    def _face_options(self, faces: str | Callable, no_face: str, detector: str | Callable) -> dict[str, Any]:
+        check_whose(faces)
+        if no_face not in NO_FACE:
+            raise ValueError(f"no_face is {no_face!r}, but must be one of {', '.join(NO_FACE)}")
+        if faces == "none":
+            return {}
+        if isinstance(detector, (str, os.PathLike)):
+            name = os.fspath(detector)
+            detector = self._detectors.setdefault(name, self._detectors.get(name) or load_face_detector(name))
+        return {"faces": faces, "detector": detector}
+
+    def preprocess(self, video, **face_options):
+        return self.read_clip(video, **face_options)[0].to(self.dtype)
+
+    def read_clip(
+        self, video: Any, faces: str | Callable = "none", detector: str | Callable = "auto"
+    ) -> tuple[BatchFeature, VideoMetadata]:
+        """One video as the model takes it, and its metadata; see `face_clip` for what faces add."""
         video = list(video) if isinstance(video, tuple) else video
-        return self.processor.video_processor(video, return_tensors="pt").to(self.dtype)
+        processor = self.processor.video_processor
+        if faces != "none":
+            inputs, metadata = face_clip(video, processor, faces, detector)
+        else:
+            inputs = processor(video, return_metadata=True, return_tensors="pt")
+            metadata = inputs.pop("video_metadata")
+        return inputs, metadata[0]
 
     def _forward(self, model_inputs, texts_by_label: LabelTexts | None = None):
         if texts_by_label is None:
             raise ValueError(f"{TASK} needs candidate_labels: a list of labels or a dict label -> description(s)")
+        face_found = {name: model_inputs.pop(name) for name in ("face_found",) if name in model_inputs}
         outputs = self.model(**model_inputs, text_embeds=self.class_embeds(texts_by_label))
-        return {"logits_per_video": outputs.logits_per_video}
+        return {"logits_per_video": outputs.logits_per_video} | face_found
 
-    def postprocess(self, model_outputs, scoring: Scoring):
+    def postprocess(self, model_outputs, scoring: Scoring, no_face: str = "frame"):
         (scores,) = scoring.scores(model_outputs["logits_per_video"])
-        return scoring.ranked(scores)
+        if "face_found" not in model_outputs:
+            return scoring.ranked(scores)
+        face_found = bool(model_outputs["face_found"])
+        if not face_found and no_face == "nothing":
+            return []
+        return [entry | {"face_found": face_found} for entry in scoring.ranked(scores)]
 
     def class_embeds(self, texts_by_label: LabelTexts) -> torch.Tensor:
         """`(C, D)` of a label set, encoded the first time it is asked for and kept."""

@@ -6,6 +6,7 @@ Shapes: C labels, D embedding width, M context tokens, L tokens of the longest p
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import CLIPTextConfig
@@ -94,6 +95,13 @@ def encode_labels(texts_by_label: LabelTexts, encode_texts: Callable[[list[str]]
             for parts in texts_by_label.values()
         ]
     )
+
+
+@torch.no_grad()
+def embed_texts(pipe, *texts: str | Sequence[str]) -> np.ndarray:
+    """Each text, or the mean of a list of texts, as the pipeline encodes labels: `(len(texts), D)`, unit length."""
+    texts_by_label = label_texts({f"text {number}": text for number, text in enumerate(texts)})
+    return pipe.class_embeds(texts_by_label).float().cpu().numpy()
 
 
 def start_and_end_token_ids(text_config: CLIPTextConfig) -> tuple[int, int]:

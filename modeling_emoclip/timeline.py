@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .alignment import alignment
 from .frame_sampling import segment_middle
-from .prompts import label_texts
+from .prompts import embed_texts
+from .scores import UNCERTAIN, Scoring, make_scoring
 from .timeline_files import load, save, stretches, to_csv, to_json, to_pandas, to_srt, to_vtt
 from .timeline_pictures import Thumbnails, annotate, plot
 from .video_frames import NOBODY, Crop, FaceCrops, GridFrame, VideoFrames
@@ -32,9 +34,9 @@ class Moment(NamedTuple):
 class EmotionTimeline:
     """What `pipe.timeline` returns. One row is one window of one person; rows are in the order of time.
 
-    Scores are the softmax over the given labels, as the pipeline's: they compare these labels with each other, and are
-    no probabilities that a person feels anything. Times are seconds, as a player shows them. Boxes are x0, y0, x1, y1,
-    pixels of the upright frame.
+    Scores are the pipeline's: by default the softmax over the given labels. They compare these labels with each other,
+    and are no probabilities that a person feels anything. Times are seconds, as a player shows them. Boxes are x0, y0,
+    x1, y1, pixels of the upright frame.
 
     ```python
     >>> timeline = pipe.timeline("talk.mp4", candidate_labels=["amused", "bored", "tense"])
@@ -64,12 +66,17 @@ class EmotionTimeline:
     detector: str | None
     error: str | None  # what was wrong with the video, if anything
     logit_scale: float
+    logit_bias: float
     probe: np.ndarray  # (D,)
+    temperature: float = 1.0  # of the scores, as the next two
+    multi_label: bool = False  # each label by itself
+    abstain_below: float | None = None  # where no score reaches it, the answer is "uncertain"
     names: dict[int, str] = field(default_factory=dict)  # person -> name in files and pictures, yours to set
     pipe: Any = None  # the pipeline that encodes new texts; not saved
 
     to_pandas, to_json, to_csv, to_srt, to_vtt = to_pandas, to_json, to_csv, to_srt, to_vtt
     save, load, plot, annotate, stretches = save, classmethod(load), plot, annotate, stretches
+    alignment = alignment
 
     def __len__(self) -> int:
         return len(self.person)
@@ -101,22 +108,32 @@ class EmotionTimeline:
         whole_frame = person == NOBODY or self.faces == "none"
         return self.names.get(person, "whole frame" if whole_frame else f"person {person}")
 
+    def answers(self, scores: np.ndarray) -> np.ndarray:
+        """Of each row of scores `(n, C)` the index of the highest, -1 if it is less than `abstain_below`: `(n,)`."""
+        return np.where(scores.max(axis=1) < (self.abstain_below or 0), -1, scores.argmax(axis=1))
+
+    def answer_name(self, index: int) -> str:
+        """Of an entry of `answers`."""
+        return UNCERTAIN if index < 0 else self.labels[index]
+
     def rescore(
         self,
         candidate_labels: Sequence[str] | Mapping[str, str | Sequence[str]],
         hypothesis_template: str | None = None,
         pipe: Any = None,
+        **options,
     ) -> "EmotionTimeline":
         """The same windows with the scores of other labels; the video is not read again.
 
         Args:
-            candidate_labels, hypothesis_template: as of the pipeline.
+            candidate_labels, hypothesis_template: as of the pipeline; so are `options`: `temperature`, `multi_label`,
+                `abstain_below`.
             pipe: a pipeline with the text encoder that the timeline was made with; needed after `load`.
         """
-        pipe = self._checked(pipe)
-        labels, class_embeds = _embed_labels(pipe, candidate_labels, hypothesis_template)
-        scores = _scores(self.embeds, class_embeds, self.logit_scale)
-        return replace(self, labels=labels, scores=scores, names=dict(self.names), pipe=pipe)
+        pipe = self.checked(pipe)
+        scoring = make_scoring(pipe.model.config, candidate_labels, hypothesis_template, **options)
+        scored = _scored(pipe, scoring, self.embeds, self.logit_scale, self.logit_bias)
+        return replace(self, **scored, names=dict(self.names), pipe=pipe)
 
     def search(self, text: str | Sequence[str], top: int = 10, pipe: Any = None) -> list[Moment]:
         """The moments that are most like a text, or like the mean of several; the best first.
@@ -124,7 +141,7 @@ class EmotionTimeline:
         Neighbouring windows of a person are one moment while they stay above half the height between the best of them
         and the mean of all windows. No two moments of a person overlap.
         """
-        _, (text_embed,) = _embed_labels(self._checked(pipe), {"text": text})
+        (text_embed,) = embed_texts(self.checked(pipe), text)
         cosine, moments = self.embeds @ text_embed, []
         taken = np.zeros(len(self), dtype=bool)
         for best in np.argsort(-cosine, kind="stable"):
@@ -139,11 +156,12 @@ class EmotionTimeline:
             moments.append(Moment(int(self.person[best]), start, end, float(cosine[best])))
         return moments
 
-    def _checked(self, pipe: Any) -> Any:
+    def checked(self, pipe: Any) -> Any:
+        """`pipe`, or that of the timeline; raises `ValueError` if it cannot encode texts for it."""
         pipe = pipe or self.pipe
         if pipe is None:
             raise ValueError("a loaded timeline cannot encode texts: give pipe=, a pipeline with its model")
-        (probe,) = _embed_labels(pipe, {_PROBE: _PROBE})[1]
+        (probe,) = embed_texts(pipe, _PROBE)
         if probe.shape != self.probe.shape or probe @ self.probe < 0.999:  # 16 and 32 bits differ by less
             raise ValueError(f"pipe has another text encoder than the model that made the timeline of {self.video}")
         return pipe
@@ -151,13 +169,24 @@ class EmotionTimeline:
 
 @torch.no_grad()
 def make_timeline(
-    pipe, video, candidate_labels, hypothesis_template=None, *, window, stride, fps, batch_size, progress, **how
+    pipe,
+    video,
+    candidate_labels,
+    hypothesis_template,
+    scoring_options,
+    *,
+    window,
+    stride,
+    fps,
+    batch_size,
+    progress,
+    **how,
 ) -> EmotionTimeline:
-    """`pipe.timeline`; `how` is of `FaceCrops`."""
+    """`pipe.timeline`; `scoring_options` are of `make_scoring`, and `how` is of `FaceCrops`."""
     if not 0 < stride <= window:
         raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
-    labels, class_embeds = _embed_labels(pipe, candidate_labels, hypothesis_template)
-    processor = pipe.processor.video_processor
+    model, processor = pipe.model, pipe.processor.video_processor
+    scoring = make_scoring(model.config, candidate_labels, hypothesis_template, **scoring_options)
     frames, face_crops = VideoFrames(video, fps), FaceCrops(processor.size, **how)
     window = min(window, frames.duration or window)
     num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
@@ -169,25 +198,21 @@ def make_timeline(
             maker.add(frame)
             bar.update(int(frame.time - frames.start) - bar.n)
         maker.make_windows(is_last=True)
-    settings = {"window": window, "stride": steps / rate, "num_frames": num_frames, **face_crops.settings}
-    scale, probe = float(pipe.model.logit_scale.exp()), _embed_labels(pipe, {_PROBE: _PROBE})[1][0]
     columns = maker.columns(frames.start, frames.end, rate)
-    scores = _scores(columns["embeds"], class_embeds, scale)
+    settings = {"window": window, "stride": steps / rate, "num_frames": num_frames, **face_crops.settings}
     about = {"video": frames.name, "span": (frames.start, frames.end), "size": frames.size, "error": frames.error}
-    how_scored = {"labels": labels, "scores": scores, "logit_scale": scale, "probe": probe, "pipe": pipe}
-    return EmotionTimeline(**columns, **settings, **about, **how_scored)
+    scale, bias = float(model.logit_scale.exp()), 0.0 if model.logit_bias is None else float(model.logit_bias)
+    scored = _scored(pipe, scoring, columns["embeds"], scale, bias) | {"logit_scale": scale, "logit_bias": bias}
+    return EmotionTimeline(**columns, **settings, **about, **scored, probe=embed_texts(pipe, _PROBE)[0], pipe=pipe)
 
 
 @torch.no_grad()
-def _embed_labels(pipe, candidate_labels, hypothesis_template=None) -> tuple[list[str], np.ndarray]:
-    """Labels and their unit-length embeddings `(C, D)`."""
-    texts = label_texts(candidate_labels, pipe.model.config.class_descriptions, hypothesis_template)
-    return list(texts), pipe.class_embeds(texts).float().cpu().numpy()
-
-
-def _scores(embeds: np.ndarray, class_embeds: np.ndarray, logit_scale: float) -> np.ndarray:
-    logits = embeds @ class_embeds.T * np.float32(logit_scale)  # (W, C)
-    return torch.from_numpy(logits).softmax(dim=-1).numpy()
+def _scored(pipe, scoring: Scoring, embeds: np.ndarray, logit_scale: float, logit_bias: float) -> dict[str, Any]:
+    """The fields of a timeline that say what its scores `(W, C)` are."""
+    class_embeds = pipe.class_embeds(scoring.texts).float().cpu()
+    scores = scoring.scores(torch.from_numpy(embeds) @ class_embeds.T * logit_scale + logit_bias).numpy()
+    how = {name: getattr(scoring, name) for name in ("temperature", "multi_label", "abstain_below")}
+    return {"labels": list(scoring.labels), "scores": scores, **how}
 
 
 class _TimelineMaker:

@@ -19,14 +19,14 @@ from safetensors.numpy import load_file, save_file
 from .video_frames import NOBODY
 
 _ARRAYS = ("scores", "embeds", "person", "start", "end", "box", "num_frames_seen", "tracks", "probe")
-_VERSION = 1  # of what `save` writes
+_VERSION = 2  # of what `save` writes
 
 
 class Stretch(NamedTuple):
     person: int
     start: float  # seconds
     end: float
-    label: str  # has the highest score all the way
+    label: str  # has the highest score all the way, or "uncertain"
     score: float  # its mean
 
 
@@ -50,8 +50,9 @@ def cells(timeline, person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def stretches(timeline, person: int) -> list[Stretch]:
     """The times through which one label of a person has the highest score."""
     found: list[Stretch] = []
+    answers = timeline.answers(timeline.scores)
     for row, begin, end in zip(*cells(timeline, person), strict=True):
-        label, score = timeline.labels[timeline.scores[row].argmax()], float(timeline.scores[row].max())
+        label, score = timeline.answer_name(answers[row]), float(timeline.scores[row].max())
         before = found[-1] if found else None
         if before and before.label == label and before.end == begin:
             lengths = (begin - before.start, end - begin)
@@ -72,10 +73,10 @@ def to_pandas(timeline):
 
 
 def to_csv(timeline, path: str | Path | None = None) -> str:
-    """One row for each window; the columns are
+    """One row for each window. Returns the text; writes it, if a path is given. The columns are
 
     person, start, end (seconds), face_found, num_frames_seen (of the window), x0, y0, x1, y1 (mean box), label (the
-    highest score) and `score_LABEL` for each label. Returns the text; writes it, if a path is given.
+    answer: the one with the highest score, or "uncertain") and `score_LABEL` for each label.
     """
     columns, text = _columns(timeline), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -179,12 +180,13 @@ def _columns(timeline) -> dict[str, list]:
     found = (timeline.person != NOBODY) & (timeline.faces != "none")
     columns |= {"face_found": found.tolist(), "num_frames_seen": timeline.num_frames_seen.tolist()}
     columns |= dict(zip(("x0", "y0", "x1", "y1"), timeline.box.T.tolist(), strict=True))
-    columns["label"] = [timeline.labels[index] for index in timeline.scores.argmax(axis=1)]
+    columns["label"] = list(map(timeline.answer_name, timeline.answers(timeline.scores)))
     return columns | dict(zip(map("score_{}".format, timeline.labels), timeline.scores.T.tolist(), strict=True))
 
 
 def _about(timeline) -> dict[str, Any]:
-    names = "video labels span size window stride num_frames faces no_face detector error logit_scale names".split()
+    names = "video labels span size window stride num_frames faces no_face detector error".split()
+    names += "temperature multi_label abstain_below logit_scale logit_bias names".split()
     times = {person: [time for time, _ in kept] for person, kept in timeline.thumbnails.items()}
     return {"version": _VERSION, **{name: getattr(timeline, name) for name in names}, "thumbnail_times": times}
 

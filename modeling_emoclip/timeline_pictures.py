@@ -85,7 +85,7 @@ def plot(timeline, path: str | Path | None = None, most_people: int = 12) -> Any
         _draw_lane(axis, timeline, person, blocks)
     if not people:
         axes[0].text(0.5, 0.5, "nobody to show", transform=axes[0].transAxes, ha="center", size=16, color="0.4")
-    patches = [Patch(color=_colour(index), label=_short(timeline.labels[index], 34)) for index in used]
+    patches = [Patch(color=_colour(index), label=_short(timeline.answer_name(index), 34)) for index in used]
     legend = {"loc": "upper left", "bbox_to_anchor": (0, 1 - 0.35 / height), "frameon": False, "fontsize": 10}
     figure.legend(handles=patches, ncols=6, columnspacing=1.5, handlelength=1.2, **legend)
     figure.text(0.1 / _WIDTH, 1 - 0.1 / height, _title(timeline, len(people)), va="top", size=12)
@@ -115,7 +115,7 @@ def _draw_lane(axis, timeline, person: int, blocks: list[tuple]):
     for begin, end, index, strength in blocks:
         axis.broken_barh([(begin, end - begin)], (0.04, 0.32), color=_paled(index, strength), lw=0, zorder=1)
     for begin, end, index, strength in _merged(blocks):
-        text, is_dark = timeline.labels[index], sum(_paled(index, strength)) < 1.5
+        text, is_dark = timeline.answer_name(index), sum(_paled(index, strength)) < 1.5
         if (end - begin) / inch > 0.085 * len(text) + 0.1:
             style = {"ha": "center", "va": "center", "size": 10, "color": "white" if is_dark else "black"}
             axis.text((begin + end) / 2, 0.19, text, clip_on=True, **style)
@@ -141,16 +141,16 @@ def _draw_faces(axis, timeline, person: int, inch: float):
 
 
 def _blocks(timeline, person: int) -> list[tuple[float, float, int, float]]:
-    """(begin, end, label with the highest score, how far it is above chance: 0 to 1); not too many for a picture."""
+    """(begin, end, answer, how far its score is above chance: 0 to 1); not too many for a picture."""
     rows, begin, end = cells(timeline, person)
     pause = (timeline.span[1] - timeline.span[0]) / _MOST_CELLS
     groups = (begin // pause if timeline.stride < pause else np.arange(len(rows))).astype(int)
-    blocks, chance = [], 1 / len(timeline.labels)
+    blocks, chance = [], 0.5 if timeline.multi_label else 1 / len(timeline.labels)
     for group in np.unique(groups):
         chosen = groups == group
         scores = timeline.scores[rows[chosen]].mean(axis=0)
-        strength = (float(scores.max()) - chance) / (1 - chance) if chance < 1 else 1.0
-        blocks.append((begin[chosen].min(), end[chosen].max(), int(scores.argmax()), strength))
+        strength = max(0.0, (float(scores.max()) - chance) / (1 - chance)) if chance < 1 else 1.0
+        blocks.append((begin[chosen].min(), end[chosen].max(), int(timeline.answers(scores[None])[0]), strength))
     return blocks
 
 
@@ -178,6 +178,8 @@ def _title(timeline, num_shown: int) -> str:
 
 
 def _colour(index: int) -> tuple[float, float, float]:
+    if index < 0:  # "uncertain"
+        return 0.55, 0.55, 0.55
     if index < len(_COLOURS):
         return tuple(channel / 255 for channel in bytes.fromhex(_COLOURS[index]))
     return colorsys.hls_to_rgb(index * 0.618 % 1, 0.35 + 0.12 * (index % 4), 0.6)
@@ -276,8 +278,8 @@ class _Painter:
         return np.array([np.interp(time, near[:, 0], near[:, corner]) for corner in range(2, 6)])
 
     def _draw(self, draw: ImageDraw.ImageDraw, person: int, box: np.ndarray, scores: np.ndarray):
-        best = int(scores.argmax())
-        text = f"{_short(self.timeline.labels[best], 40)} {scores[best]:.2f}"
+        best = int(self.timeline.answers(scores[None])[0])
+        text = f"{_short(self.timeline.answer_name(best), 40)} {scores.max():.2f}"
         if len(self.tracks) > 1:
             text = f"{self.timeline.name_of(person)}: {text}"
         colour = tuple(round(255 * channel) for channel in _colour(best))

@@ -74,7 +74,7 @@ class VideoFrames:
         self.name, self.size, self.start, self.end = "the video", None, 0.0, 0.0
         self.fps, self._frames, self.source, self._faults = 25.0, None, None, []
         if is_in_memory(videos[0]):
-            self._frames = _in_memory(videos[0], self.name)
+            self._frames = in_memory_frames(videos[0], self.name)
         else:
             self.source, self.name = _resolve(videos[0], self.name)
             self._frames = self.source if isinstance(self.source, list) else None
@@ -245,7 +245,8 @@ def _in_order(frames: Iterator[TimedFrame], faults: list[str]) -> Iterator[Timed
         faults.append(f"{late} of {count} frames left out, their time stamps run backwards")
 
 
-def _in_memory(video: Any, name: str) -> list[np.ndarray]:
+def in_memory_frames(video: Any, name: str) -> list[np.ndarray]:
+    """Frames of a video in memory, each `(H, W, 3)`, uint8, RGB."""
     frames, _ = select_frames(video, VideoMetadata(total_num_frames=len(video)), None, name)
     frames = channels_first(frames, None, name)
     if is_rescaled(frames):
@@ -255,4 +256,4 @@ def _in_memory(video: Any, name: str) -> list[np.ndarray]:
     return [frame.permute(1, 2, 0).numpy() for frame in frames]
 
 
-__all__ = ["NOBODY", "Crop", "FaceCrops", "GridFrame", "TimedFrame", "VideoFrames"]
+__all__ = ["NOBODY", "Crop", "FaceCrops", "GridFrame", "TimedFrame", "VideoFrames", "in_memory_frames"]

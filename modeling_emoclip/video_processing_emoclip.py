@@ -132,6 +132,15 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
             rng=rng,
         )
 
+    def sample_videos(self, videos: Any) -> tuple[list, list[VideoMetadata]]:
+        """The frames of each video that a call would take, as they are stored, and its metadata."""
+        rng = None if self.seed is None else np.random.default_rng(self.seed)
+
+        def choose_frames(metadata: VideoMetadata) -> np.ndarray:
+            return self.sample_frames(metadata, fps=self.fps, rng=rng)
+
+        return self._decode_and_sample_videos(videos, None, True, choose_frames)
+
     def to_dict(self) -> dict[str, Any]:
         fields = super().to_dict()
         fields.pop("rng", None)

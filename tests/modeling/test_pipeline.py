@@ -87,7 +87,10 @@ def test_saved_folder_loads_through_transformers_pipeline(pipe, clips, tmp_path)
     pipe.processor.save_pretrained(tmp_path)
     loaded = pipeline("zero-shot-video-classification", model=str(tmp_path))
     assert type(loaded) is ZeroShotVideoClassificationPipeline
-    assert loaded(clips[0], candidate_labels=LABELS) == pipe(clips[0], candidate_labels=LABELS)
+    scores, expected = loaded(clips[0], candidate_labels=LABELS), pipe(clips[0], candidate_labels=LABELS)
+    # Loaded weights lie elsewhere in memory, which on some processors changes the last bit.
+    assert [entry["score"] for entry in scores] == pytest.approx([entry["score"] for entry in expected], abs=1e-6)
+    assert [entry["label"] for entry in scores] == [entry["label"] for entry in expected]
 
 
 @pytest.mark.parametrize(

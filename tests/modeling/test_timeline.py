@@ -2,6 +2,7 @@
 """Windows of people in a video: which they are, and that their scores are the pipeline's."""
 
 import itertools
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -203,6 +204,35 @@ def test_new_labels_and_searches_need_no_second_pass(pipe, film, timeline):
     for person in timeline.people:
         own = sorted(moment for moment in timeline.search("a smile", top=99) if moment.person == person)
         assert all(before.end <= after.start for before, after in itertools.pairwise(own))
+
+
+def test_scores_are_the_pipelines_with_every_option_of_a_call(clip_dir, film):
+    fitted = [{"labels": sorted(LABELS), "temperature": 3.0}]
+    for config in ({"label_temperatures": fitted}, {"contrastive_loss": "sigmoid"}):
+        pipe = make_pipe(clip_dir, **config)
+        frames = np.stack(decode(film))
+        plain = pipe.timeline(frames, LABELS, window=60, stride=60, faces="none", fps=25, **QUIET)
+        for options in ({}, {"temperature": 0.5}, {"multi_label": True}, {"multi_label": "a face"}):
+            timeline = plain.rescore(LABELS, **options)
+            expected = {entry["label"]: entry["score"] for entry in pipe(frames, candidate_labels=LABELS, **options)}
+            assert timeline.scores[0].tolist() == pytest.approx([expected[label] for label in LABELS], abs=1e-5)
+            assert timeline.multi_label == ("multi_label" in options)
+        assert plain.temperature == (3.0 if "label_temperatures" in config else 1.0)
+
+
+def test_uncertain_is_an_answer(timeline, tmp_path):
+    sure = replace(
+        timeline, scores=np.where(np.arange(3) == 1, 0.8, 0.1).astype(np.float32) * np.ones((len(timeline), 1))
+    )
+    unsure = replace(sure, abstain_below=0.81)
+    for one, answer in ((sure, LABELS[1]), (unsure, "uncertain"), (replace(sure, abstain_below=0.79), LABELS[1])):
+        assert {stretch.label for person in one.people for stretch in one.stretches(person)} == {answer}
+        assert set(one.to_pandas()["label"]) == {answer} and f": {answer}\n" in one.to_srt()
+        legend = [text.get_text() for text in one.plot().legends[0].get_texts()]
+        assert legend == [answer]
+    assert EmotionTimeline.load(unsure.save(tmp_path)).abstain_below == 0.81
+    with pytest.raises(ValueError, match="rename it"):
+        timeline.rescore(["uncertain", "calm"], abstain_below=0.5)
 
 
 def test_neighbouring_windows_above_half_the_height_are_one_moment(timeline):

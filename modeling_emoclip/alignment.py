@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a video shows what a text says: for generated video, takes of a scene, or clips with captions.
+
+Shapes: W windows, N background texts.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .background_texts import BACKGROUND_TEXTS
+from .prompts import embed_texts
+from .timeline_files import written
+
+
+@dataclass(eq=False, repr=False)
+class EmotionAlignment:
+    """What `pipe.alignment` returns; `cosine` and `percentile` are of the whole video, arrays of its windows.
+
+    The cosine is of the text with a window, and for the video the mean over its windows. Cosines of different texts or
+    models cannot be compared: most of them lie close together. The percentile can: it is how many in 100 background
+    texts fit the video less than the text does, ties counted half. 50 is a text like any other, and of a model that
+    cannot tell faces apart.
+    """
+
+    video: str
+    text: str | list[str]
+    cosine: float | None  # None: there is no window
+    percentile: float | None  # 0 to 100
+    span: tuple[float, float]  # first and last second of the video that was seen
+    person: list[str]  # W names
+    start: np.ndarray  # (W,), seconds
+    end: np.ndarray  # (W,)
+    cosines: np.ndarray  # (W,)
+    percentiles: np.ndarray  # (W,)
+    num_background_texts: int
+    face_found: bool | None  # None: none was looked for
+    error: str | None  # what was wrong with the video, if anything
+
+    def __repr__(self) -> str:
+        score = "no face" if self.cosine is None else f"cosine {self.cosine:.3f}, percentile {self.percentile:.0f}"
+        return f"EmotionAlignment({self.video!r}, {self.text!r}: {score})"
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """All of it; returns the text, and writes it, if a path is given."""
+        fields = {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in asdict(self).items()}
+        text = json.dumps(fields, ensure_ascii=False, indent=1)
+        if path is not None:
+            with written(path) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+        return text
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """The percentile over time, a line for each person; returns the `matplotlib.figure.Figure`."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ImportError("plot needs matplotlib: pip install matplotlib") from None
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(50, color="0.6", lw=1, ls="--")
+        people = np.unique(self.person)
+        for person in people:
+            rows = self.person == person
+            middle = (self.start[rows] + self.end[rows]) / 2
+            label = f"person {person}" if len(people) > 1 else None
+            axes.plot(middle, self.percentiles[rows], marker="o", ms=4, lw=2, label=label)
+        ticks = {0: "no text fits less", 50: "like any text", 100: "no text fits better"}
+        axes.set_yticks(list(ticks), [f"{name} {value}" for value, name in ticks.items()])
+        axes.set(
+            ylim=(-4, 104), xlabel="seconds", xlim=(self.start.min(), self.end.max()) if len(self.start) else None
+        )
+        axes.spines[["top", "right"]].set_visible(False)
+        text = self.text if isinstance(self.text, str) else " / ".join(self.text)
+        score = "no face found" if self.cosine is None else f"percentile {self.percentile:.0f}"
+        axes.set_title(f"“{text}” in {Path(self.video).name}: {score}".replace("$", r"\$"), loc="left", wrap=True)
+        if len(people) > 1:
+            axes.legend(frameon=False)
+        if path is not None:
+            with written(path) as unfinished:
+                figure.savefig(unfinished, dpi=110)
+        return figure
+
+
+def alignment(
+    timeline, text: str | Sequence[str], background_texts: Sequence[str] = BACKGROUND_TEXTS, pipe: Any = None
+) -> EmotionAlignment:
+    """How well the video shows what a text says; it is not read again.
+
+    Args:
+        text: what it should show, as "a smile that slowly fades", or several texts, whose mean is taken.
+        background_texts: what the text is compared with; by default 121 descriptions of faces.
+        pipe: a pipeline with the text encoder that the timeline was made with; needed after `load`.
+
+    Raises:
+        ValueError: an empty text, or no background texts.
+    """
+    if isinstance(background_texts, str) or not background_texts:
+        raise ValueError(f"background_texts is {background_texts!r}, but must be a list of at least one text")
+    embeds = embed_texts(timeline.checked(pipe), text, *background_texts)  # (1 + N, D)
+    cosines = timeline.embeds @ embeds.T  # (W, 1 + N)
+    percentiles = _percentiles(cosines)
+    whole = cosines.mean(axis=0, keepdims=True) if len(cosines) else None
+    return EmotionAlignment(
+        video=timeline.video,
+        text=text if isinstance(text, str) else list(text),
+        cosine=None if whole is None else float(whole[0, 0]),
+        percentile=None if whole is None else float(_percentiles(whole)[0]),
+        span=timeline.span,
+        person=list(map(timeline.name_of, timeline.person.tolist())),
+        start=timeline.start,
+        end=timeline.end,
+        cosines=cosines[:, 0],
+        percentiles=percentiles,
+        num_background_texts=len(background_texts),
+        face_found=timeline.face_found,
+        error=timeline.error,
+    )
+
+
+def _percentiles(cosines: np.ndarray) -> np.ndarray:
+    """Of column 0 among the others."""
+    of_text, others = cosines[:, :1], cosines[:, 1:]
+    return 100 * ((others < of_text).mean(axis=1) + (others == of_text).mean(axis=1) / 2)
+
+
+__all__ = ["EmotionAlignment", "alignment"]
