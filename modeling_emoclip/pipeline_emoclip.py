@@ -16,7 +16,7 @@ from .background_texts import BACKGROUND_TEXTS
 from .embeddings import VideoEmbeddings, embed_videos
 from .face_clip import check_whose, face_clip
 from .faces import FaceDetector, load_face_detector
-from .prompts import LabelTexts, encode_labels
+from .prompts import LabelTexts, encode_labels, parse_labels
 from .scores import Scoring, make_scoring
 from .timeline import EmotionTimeline, make_timeline
 from .video_frames import NO_FACE
@@ -38,6 +38,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
     # A label set is C x D numbers: this many fit in a few megabytes, and a service with more is not slowed down much.
     _max_label_sets = 64
+    parse_labels = staticmethod(parse_labels)
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -56,8 +57,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         Args:
             videos: one video or a list of videos. A video is a path to a file or to a folder of frame images, the
                 bytes of a file, a list of PIL images, or an array or tensor of frames.
-            candidate_labels: a list of labels, or a dict label -> description or descriptions. Several descriptions
-                are averaged. In a list, `"anger + disgust"` is a compound: the mean of its parts.
+            candidate_labels: a list of labels, or a dict label -> description or descriptions (`None`: as in a list).
+                Several descriptions are averaged. In a list, `"anger + disgust"` is a compound: the mean of its parts.
             hypothesis_template (`str`, *optional*): text with `{}` for the label, for labels given by name only.
                 Without it the checkpoint's own descriptions are used where it has any, else "an expression of {}.".
             temperature (`float`, *optional*): logits are divided by it; by default what `training.calibrate` fitted

@@ -29,8 +29,9 @@ def label_texts(
     """The texts that stand for each label.
 
     Args:
-        candidate_labels: a list of labels, or label -> its description or descriptions. In a list, a label such as
-            `"anger + disgust"` is a compound and stands for the mean of its parts.
+        candidate_labels: a list of labels, or label -> its description or descriptions, or `None` for what a list
+            would give it. In a list, a label such as `"anger + disgust"` is a compound and stands for the mean of its
+            parts.
         class_descriptions: descriptions for labels of a list, used where no `hypothesis_template` is given.
         hypothesis_template: a text with `{}` in the place of the label.
 
@@ -43,17 +44,38 @@ def label_texts(
         raise ValueError("candidate_labels is empty: give at least one label")
     if hypothesis_template is not None and "{}" not in hypothesis_template:
         raise ValueError(f"hypothesis_template is {hypothesis_template!r}, but must contain {{}} for the label")
-    if isinstance(candidate_labels, Mapping):
-        return {label: (_own_texts(label, texts),) for label, texts in candidate_labels.items()}
-    if repeated := sorted({str(label) for label in candidate_labels if list(candidate_labels).count(label) > 1}):
-        raise ValueError(f"candidate_labels contains {', '.join(map(repr, repeated))} more than once")
+    if not isinstance(candidate_labels, Mapping):
+        if repeated := sorted({str(label) for label in candidate_labels if list(candidate_labels).count(label) > 1}):
+            raise ValueError(f"candidate_labels contains {', '.join(map(repr, repeated))} more than once")
+        candidate_labels = dict.fromkeys(candidate_labels)
     known = class_descriptions if class_descriptions and hypothesis_template is None else {}
     template = hypothesis_template or DEFAULT_TEMPLATE
 
     def texts_of(part: str) -> tuple[str, ...]:
         return tuple(known.get(part, (template.replace("{}", part),)))
 
-    return {label: tuple(texts_of(part) for part in _parts(label)) for label in candidate_labels}
+    return {
+        label: tuple(map(texts_of, _parts(label))) if texts is None else (_own_texts(label, texts),)
+        for label, texts in candidate_labels.items()
+    }
+
+
+def parse_labels(lines: Sequence[str]) -> dict[str, list[str] | None]:
+    """Candidate labels as people type them: `calm`, `anger + disgust`, or `calm: a relaxed face; closed lips`.
+
+    Raises:
+        ValueError: a label that stands twice, or has a colon and no description.
+    """
+    labels: dict[str, list[str] | None] = {}
+    for line in filter(str.strip, lines):
+        label, colon, rest = map(str.strip, line.partition(":"))
+        texts = [text.strip() for text in rest.split(";") if text.strip()]
+        if label in labels:
+            raise ValueError(f"the label {label!r} is given twice")
+        if colon and not texts:
+            raise ValueError(f"{line.strip()!r} has no description behind the colon")
+        labels[label] = texts or None
+    return labels
 
 
 def _own_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
@@ -64,6 +86,7 @@ def _own_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _parts(label: str) -> list[str]:
+    """Of a compound; a label that is none has one part."""
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"candidate_labels contains {label!r}, but a label is a text that is not empty")
     parts = [part.strip() for part in label.split(COMPOUND_SEPARATOR)]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from modeling_emoclip.prompts import encode_labels, label_texts
+from modeling_emoclip.prompts import encode_labels, label_texts, parse_labels
 
 
 def encode(texts):
@@ -70,3 +70,19 @@ def test_bad_labels_get_one_clear_error(labels, message):
 def test_a_template_without_a_place_for_the_label():
     with pytest.raises(ValueError, match="hypothesis_template"):
         label_texts(["anger"], None, "an expression")
+
+
+def test_labels_as_they_are_typed():
+    typed = ["calm: a relaxed face; closed lips", " bored ", "", "anger + disgust"]
+    labels = parse_labels(typed)
+    assert labels == {"calm": ["a relaxed face", "closed lips"], "bored": None, "anger + disgust": None}
+    texts = label_texts(labels, {"bored": ["drooping eyelids"], "calm": ["not this"]})
+    assert texts == {
+        "calm": (("a relaxed face", "closed lips"),),
+        "bored": (("drooping eyelids",),),
+        "anger + disgust": (("an expression of anger.",), ("an expression of disgust.",)),
+    }
+    assert label_texts({"x": None, "y": None}) == label_texts(["x", "y"])
+    for lines, message in ((["a", "a: b"], "'a' is given twice"), (["a:"], "no description")):
+        with pytest.raises(ValueError, match=message):
+            parse_labels(lines)
