@@ -203,7 +203,8 @@ class EmoCLIPForPromptClassification(EmoCLIPTowers):
         # CLIPTextModel takes token ids only; this is its forward for tokens that are embedded already.
         token_embeds = text_model.embeddings.token_embedding(prompts.input_ids)
         hidden_states = text_model.embeddings(inputs_embeds=prompts(token_embeds))
-        attention_mask = create_causal_mask(text_model.config, hidden_states, None, past_key_values=None)
+        # No padding and no cache; by position, as transformers 5.24 renamed `past_key_values` to `cache`.
+        attention_mask = create_causal_mask(text_model.config, hidden_states, None, None)
         hidden_states = text_model.encoder(
             inputs_embeds=hidden_states, attention_mask=attention_mask, is_causal=True
         ).last_hidden_state  # (C, L, W)
