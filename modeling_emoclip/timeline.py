@@ -187,7 +187,8 @@ def make_timeline(
         raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
     model, processor = pipe.model, pipe.processor.video_processor
     scoring = make_scoring(model.config, candidate_labels, hypothesis_template, **scoring_options)
-    frames, face_crops = VideoFrames(video, fps), FaceCrops(processor.size, **how)
+    frames = VideoFrames(video, fps, processor.video_limits)
+    face_crops = FaceCrops(processor.size, **how)
     window = min(window, frames.duration or window)
     num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
     rate = num_frames / window

@@ -3,18 +3,29 @@
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from transformers.video_utils import VideoMetadata
 
-from .video_streams import ChooseFrames, ask_for_frames, read_stream, select
+from .video_guard import read_guarded
+from .video_limits import DEFAULT_LIMITS, VideoDecodeError, VideoLimits, make_limits
+from .video_streams import Decoded, VideoFacts, ask_for_frames, read_stream
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # by content; of others PIL hands some to programs
 
 
-def read_video(source, choose_frames: ChooseFrames, name: str | None = None) -> tuple[np.ndarray, VideoMetadata]:
+def read_video(
+    source,
+    choose_frames: Callable[[VideoMetadata], np.ndarray],
+    name: str | None = None,
+    limits: dict | VideoLimits | None = None,
+    guarded: bool = True,
+) -> tuple[np.ndarray, VideoMetadata]:
     """Decodes the chosen frames of one video, at the size it is stored in and upright.
 
     Args:
@@ -24,6 +35,9 @@ def read_video(source, choose_frames: ChooseFrames, name: str | None = None) -> 
         choose_frames: gets the metadata (number of frames, frames per second, ...), returns the indices of the wanted
             frames, in any order and with repetitions. If fewer frames decode than the file holds, it is asked again.
         name: what error messages call a source that is not a path.
+        limits: what the video may cost, see `VideoLimits`, or the fields of it that differ from the defaults.
+        guarded: read files in a process of their own, which may crash or hang without taking this one along
+            (docs/reliability.md says what that costs). `False` reads in this process, for files that are known.
 
     Returns:
         Frames `(T, H, W, 3)`, uint8, RGB, and their metadata: `frames_indices` is what was chosen. Images of other
@@ -33,13 +47,25 @@ def read_video(source, choose_frames: ChooseFrames, name: str | None = None) -> 
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: the source is no readable video, a chosen index is not in it, or a chosen frame is missing because
-            the file is cut off. The message names the source.
+        VideoDecodeError: a `ValueError`: the source is no readable video, exceeds a limit, crashed its decoder, or a
+            chosen frame is missing because the file is cut off. The message names the source.
+        ValueError: what is given is no video at all, or a chosen index is not in it.
     """
     source, name = _resolve(source, name or "the video")
+    limits = make_limits(limits)
     if isinstance(source, list):
-        return _read_images(source, choose_frames, name)
-    return read_stream(source, choose_frames, name)
+        decoded = _read_images(source, choose_frames, name, limits)
+    else:
+        read = read_guarded if guarded else read_stream
+        decoded = read(source, lambda facts: choose_frames(_metadata(facts)), name, limits)
+    metadata, frames = _metadata(decoded.facts), decoded.frames
+    metadata.frames_indices, metadata.video_backend = decoded.chosen, decoded.backend
+    metadata.height, metadata.width = frames.shape[1:3]
+    return frames, metadata
+
+
+def _metadata(facts: VideoFacts) -> VideoMetadata:
+    return VideoMetadata(**asdict(facts))
 
 
 def is_image_path(source) -> bool:
@@ -98,22 +124,29 @@ def _natural_key(name: str) -> tuple:
     return [int(part) if odd else part for part, odd in zip(parts, len(parts) * [False, True], strict=False)], name
 
 
-def _read_images(paths: list[str], choose_frames: ChooseFrames, name: str) -> tuple[np.ndarray, VideoMetadata]:
-    metadata = VideoMetadata(total_num_frames=len(paths), video_backend="pillow")
-    chosen = ask_for_frames(choose_frames, metadata, name)
-    unique, inverse = np.unique(chosen, return_inverse=True)
-    frames = stack_images([_open_image(paths[index]) for index in unique])[..., :3]
-    return select(frames, inverse, metadata, chosen, "pillow")
+def _read_images(paths: list[str], choose_frames: Callable, name: str, limits: VideoLimits) -> Decoded:
+    limits.check_length(name, len(paths))
+    facts = VideoFacts(total_num_frames=len(paths))
+    chosen = ask_for_frames(lambda facts: choose_frames(_metadata(facts)), facts, name)
+    unique, places = np.unique(chosen, return_inverse=True)
+    images = []
+    for index in unique:
+        images.append(_open_image(paths[index], limits))
+        limits.check_bytes(name, len(images), *images[0].size)
+    return Decoded(stack_images(images)[..., :3], places, chosen, facts, "pillow")
 
 
-def _open_image(path: str) -> Image.Image:
+def _open_image(path: str, limits: VideoLimits = DEFAULT_LIMITS) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            limits.check_size(path, *image.size)
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+    except VideoDecodeError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises on damage
+        raise VideoDecodeError(f"{path} cannot be read as an image: {error}") from None
 
 
 __all__ = ["IMAGE_SUFFIXES", "is_image_path", "read_video", "stack_images"]

@@ -8,6 +8,7 @@ import heapq
 import itertools
 import os
 import re
+import time as clock
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.video_utils import VideoMetadata
 from .faces import FaceTracker, choose_faces, crop_face, load_face_detector
 from .video_decoding import _open_image, _resolve
 from .video_inputs import channels_first, is_in_memory, is_rescaled, select_frames, split_batch
+from .video_limits import VideoDecodeError, VideoLimits, make_limits
 from .video_streams import _UNREADABLE, _opened, _upright
 
 NOBODY = -1  # the "person" of frames without a face, where they are scored as a whole
@@ -53,6 +55,8 @@ class VideoFrames:
     Args:
         video: whatever the pipeline takes as one video.
         fps: frames per second of a folder or list of frames, which has no time stamps; files have them.
+        limits: what the video may cost, see `VideoLimits`, or the fields of it that differ from the defaults; its
+            `time_limit` is for each frame here. What is too long, but does not say so, is read as far as it may be.
 
     Attributes:
         name: path, or "the video".
@@ -63,14 +67,17 @@ class VideoFrames:
         start, end: seconds, of what was seen.
 
     Raises:
-        FileNotFoundError, ValueError: no such video, no video stream, frames without `fps`; while iterating, a video
-            of which no frame decodes.
+        FileNotFoundError, ValueError: no such video, frames without `fps`.
+        VideoDecodeError: a `ValueError`: no video stream, more than a limit allows; while iterating, a video of which
+            no frame decodes.
     """
 
-    def __init__(self, video: Any, fps: float | None = None):
+    # Files are read in this process, and by PyAV only: it survived all that was done to it (docs/reliability.md).
+    def __init__(self, video: Any, fps: float | None = None, limits: dict | VideoLimits | None = None):
         videos = split_batch(video)
         if len(videos) != 1:
             raise ValueError(f"one video is taken at a time, but {len(videos)} are given")
+        self.limits = make_limits(limits)
         self.name, self.size, self.start, self.end = "the video", None, 0.0, 0.0
         self.fps, self._frames, self.source, self._faults = 25.0, None, None, []
         if is_in_memory(videos[0]):
@@ -84,6 +91,7 @@ class VideoFrames:
             raise ValueError(f"{self.name} is made of frames without time stamps: give fps, their number per second")
         else:
             self.fps, self.duration = fps, len(self._frames) / fps
+        self.limits.check_length(self.name, len(self._frames or ()), self.duration)
 
     @property
     def error(self) -> str | None:
@@ -111,9 +119,13 @@ class VideoFrames:
     def __iter__(self) -> Iterator[TimedFrame]:
         """Frames as they follow each other on screen."""
         self._faults, held = [], None
-        for frame in self._listed() if self._frames is not None else _in_order(self._decoded(), self._faults):
+        frames = self._listed() if self._frames is not None else _in_order(self._decoded(), self._faults)
+        for number, frame in enumerate(frames):
             if held is None:
                 self.start = frame.time
+            elif number >= self.limits.max_frames or frame.time - self.start > self.limits.max_seconds:
+                self._faults.append("it is longer than max_frames or max_seconds, the rest is left out")
+                break
             elif frame.time - held.time > _LONGEST_FRAME:
                 self._faults.append(f"time jumps from {held.time:.1f} s to {frame.time:.1f} s, the rest is left out")
                 break
@@ -121,7 +133,7 @@ class VideoFrames:
                 yield replace(held, end=frame.time)
             held = frame
         if held is None:
-            raise ValueError(f"{self.name} {_UNREADABLE} (no frame decodes)")
+            raise VideoDecodeError(f"{self.name} {_UNREADABLE} (no frame decodes)")
         self.end = held.end
         yield held
         if self.duration and self.duration - (self.end - self.start) > _CUT_OFF:
@@ -137,7 +149,7 @@ class VideoFrames:
         like = [] if self.size is None else [np.broadcast_to(np.uint8(0), (*self.size[::-1], 3))]
         pixels = frame.pixels
         if isinstance(pixels, str):
-            pixels = np.asarray(_open_image(pixels))
+            pixels = np.asarray(_open_image(pixels, self.limits))
         if isinstance(pixels, av.VideoFrame):
             pixels = _upright(pixels, like)
         elif like and pixels.shape != like[0].shape:
@@ -150,9 +162,9 @@ class VideoFrames:
             yield TimedFrame(index / self.fps, (index + 1) / self.fps, frame)
 
     def _decoded(self) -> Iterator[TimedFrame]:
-        damaged, end = 0, None
+        damaged, end, since = 0, None, clock.monotonic()
         try:
-            with _opened(self.source, self.name) as (container, stream):
+            with _opened(self.source, self.name, self.limits) as (container, stream):
                 zero = (container.start_time or 0) / av.time_base
                 for packet in container.demux(stream):
                     try:
@@ -160,20 +172,23 @@ class VideoFrames:
                         damaged += packet.is_corrupt or any(frame.is_corrupt for frame in frames)
                     except av.error.InvalidDataError:
                         frames, damaged = [], damaged + 1
+                    if not frames and clock.monotonic() - since > self.limits.time_limit:
+                        raise VideoDecodeError(f"{self.name}: no frame within {self.limits.time_limit:g} s")
                     for frame in frames:
                         time = (end or 0.0) if frame.pts is None else float(frame.pts * frame.time_base) - zero
                         end = time + (float(frame.duration * frame.time_base) if frame.duration else 1 / self.fps)
                         yield TimedFrame(time, end, frame)
+                        since = clock.monotonic()  # not counting what others do with the frame
         except av.error.FFmpegError as error:
             if end is None:
-                raise ValueError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
+                raise VideoDecodeError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
             self._faults.append(f"it cannot be read further ({error.strerror})")
         if damaged and end is not None:
             self._faults.append(f"{damaged} of its packets damaged")
 
     def _promised_duration(self) -> float | None:
         try:
-            with _opened(self.source, self.name) as (container, stream):
+            with _opened(self.source, self.name, self.limits) as (container, stream):
                 self.fps = float(stream.average_rate or stream.guessed_rate or self.fps)
                 if stream.duration:
                     return float(stream.duration * stream.time_base)
@@ -184,7 +199,7 @@ class VideoFrames:
                 if container.duration and len(container.streams) == 1:
                     return container.duration / av.time_base
         except av.error.FFmpegError as error:
-            raise ValueError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
+            raise VideoDecodeError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
         return None
 
 

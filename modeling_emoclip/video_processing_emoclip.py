@@ -15,6 +15,7 @@ from transformers.video_utils import VideoMetadata, make_batched_metadata
 from .frame_sampling import check_strategy, sample_frames
 from .video_decoding import read_video
 from .video_inputs import channels_first, is_in_memory, is_rescaled, select_frames, split_batch, video_name
+from .video_limits import make_limits
 
 
 class EmoCLIPVideoProcessorKwargs(VideosKwargs, total=False):
@@ -55,6 +56,10 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         fps (`float`, *optional*): frames per second to sample, in place of `num_frames`.
         do_sample_frames (`bool`, defaults to `True`): `False` takes every frame.
         seed (`int`, *optional*): needed by a random `frame_sampling`, if no `rng` is given in the call.
+        video_limits (`dict`, *optional*): what one video may cost, the fields of `VideoLimits` (video_limits.py) that
+            shall differ from its defaults; not for a single call.
+        guard_decoding (`bool`, defaults to `True`): files are decoded in another process, which may crash or hang
+            without taking this one along; not for a single call. `False` is for files that are known.
         size, crop_size, resample, image_mean, ...: as in `CLIPImageProcessor`. DFER-CLIP:
             `size={"height": 224, "width": 224}, do_center_crop=False, do_normalize=False`.
 
@@ -64,7 +69,8 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         `return_metadata=True` also `video_metadata`, a list of `VideoMetadata`.
 
     Raises of a call:
-        FileNotFoundError, ValueError: a video that does not exist or cannot be read; the message names it.
+        FileNotFoundError, VideoDecodeError (a ValueError): a video that does not exist, cannot be read, or exceeds a
+            limit; the message names it.
 
     Example:
 
@@ -92,9 +98,16 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
     valid_kwargs = EmoCLIPVideoProcessorKwargs
     model_input_names = ["pixel_values_videos"]
 
-    def __init__(self, **kwargs: Unpack[EmoCLIPVideoProcessorKwargs]):
+    def __init__(
+        self,
+        video_limits: dict[str, float] | None = None,
+        guard_decoding: bool = True,
+        **kwargs: Unpack[EmoCLIPVideoProcessorKwargs],
+    ):
         super().__init__(**kwargs)
         check_strategy(self.frame_sampling)
+        make_limits(video_limits)
+        self.video_limits, self.guard_decoding = video_limits, guard_decoding
 
     def preprocess(self, videos: Any, **kwargs: Unpack[EmoCLIPVideoProcessorKwargs]) -> BatchFeature:
         # num_frames and fps exclude each other: what the call gives wins over what the processor has.
@@ -159,7 +172,7 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
                 clips.append(select_frames(video, metadata, sample_indices_fn if do_sample_frames else None, name))
             else:
                 choose_frames = sample_indices_fn if do_sample_frames else _every_frame
-                clips.append(read_video(video, choose_frames, name))
+                clips.append(read_video(video, choose_frames, name, self.video_limits, self.guard_decoding))
         frames, metadata = zip(*clips, strict=True)
         return list(frames), list(metadata)
 

@@ -4,17 +4,21 @@
 Every file is demuxed once by PyAV, which decodes nothing and costs little: it finds what is not a video or is cut off,
 counts the frames (headers lie, or say nothing) and tells their times. Then decord decodes, or PyAV where decord is
 missing, refuses the file, counts other frames, or cannot be trusted with it.
+
+This file is imported in the guarded process (video_worker.py) too, and so imports neither torch nor transformers.
 """
 
 import io
-from collections.abc import Callable, Iterator
+import time as clock
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import av
 import numpy as np
 from PIL import Image
-from transformers.video_utils import VideoMetadata
+
+from .video_limits import DEFAULT_LIMITS, FORMATS, VideoDecodeError, VideoLimits
 
 try:
     import decord
@@ -23,22 +27,53 @@ except ImportError:
 else:
     decord.logging.set_level(decord.logging.QUIET)
 
-ChooseFrames = Callable[[VideoMetadata], np.ndarray]
 _UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
 # decord 0.6 was tried on thousands of damaged files. It aborts when the header promises absurdly many frames, and
 # segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which no look at the packets can tell.
 _DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
-_MOST_FRAMES = 10_000_000  # four days; a header that says more is damaged
 
 
-def read_stream(source: str | bytes, choose_frames: ChooseFrames, name: str) -> tuple[np.ndarray, VideoMetadata]:
+@dataclass
+class VideoFacts:
+    """What is known of a video before a frame of it is decoded: the fields of transformers' `VideoMetadata`."""
+
+    total_num_frames: int
+    fps: float | None = None
+    duration: float | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+ChooseFrames = Callable[[VideoFacts], np.ndarray]
+
+
+@dataclass
+class Decoded:
+    """Frames of one video."""
+
+    distinct: np.ndarray  # (distinct frames, H, W, 3), uint8, RGB, in the order of time
+    places: np.ndarray  # (T,): distinct[places] are the chosen frames
+    chosen: np.ndarray  # (T,), int64
+    facts: VideoFacts
+    backend: str
+
+    @property
+    def frames(self) -> np.ndarray:
+        """`(T, H, W, 3)`."""
+        every_one_once = np.array_equal(self.places, np.arange(len(self.distinct)))
+        return np.ascontiguousarray(self.distinct if every_one_once else self.distinct[self.places])
+
+
+def read_stream(
+    source: str | bytes, choose_frames: ChooseFrames, name: str, limits: VideoLimits = DEFAULT_LIMITS
+) -> Decoded:
     """`read_video` of video_decoding.py for a file that exists, or its bytes."""
     try:
-        table = _frame_table(source, name)
+        table = _frame_table(source, name, limits)
         found = _read_by_time(source, table, choose_frames, name) if table.is_usable else None
-        return found or _read_by_counting(source, choose_frames, name)
+        return found or _read_by_counting(source, choose_frames, name, limits)
     except av.error.FFmpegError as error:
-        raise ValueError(f"{name} {_UNREADABLE} ({error.strerror})") from None
+        raise VideoDecodeError(f"{name} {_UNREADABLE} ({error.strerror})") from None
 
 
 @dataclass
@@ -54,15 +89,16 @@ class _FrameTable:
     suits_decord: bool
     width: int
     height: int
+    limits: VideoLimits
 
     @property
     def total_num_frames(self) -> int:
         return max(len(self.times), self.num_promised) if self.is_cut_off else len(self.times)
 
-    def metadata(self) -> VideoMetadata:
+    def facts(self) -> VideoFacts:
         span = float(self.times[-1] - self.times[0]) * self.time_base
         fps = (round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None) or None
-        return VideoMetadata(
+        return VideoFacts(
             total_num_frames=self.total_num_frames,
             fps=fps,
             duration=None if fps is None else self.total_num_frames / fps,
@@ -82,24 +118,34 @@ class _FrameTable:
 
 
 @contextmanager
-def _opened(source: str | bytes, name: str) -> Iterator[tuple]:
+def _opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[tuple]:
     """Container and its video stream; of several, the first that is not a cover picture."""
-    # The white list keeps a playlist that calls itself a video from fetching other things.
-    options = {"protocol_whitelist": "file"}
-    with av.open(io.BytesIO(source) if isinstance(source, bytes) else source, options=options) as container:
+    # FFmpeg itself refuses larger pictures, wherever in the file they say how large they are.
+    max_pixels = {"max_pixels": str(int(limits.max_pixels))}
+    # The white lists keep a playlist that calls itself a video from fetching other things.
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), **max_pixels}
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    how = {"timeout": limits.time_limit, "metadata_errors": "replace"}  # titles may be in any encoding
+    try:
+        container = av.open(file, options=options, **how)
+    except av.error.ArgumentError:
+        raise VideoDecodeError(f"{name} {_UNREADABLE}, or none of the formats {', '.join(FORMATS)}") from None
+    with container:
         streams = [s for s in container.streams.video if av.stream.Disposition.attached_pic not in s.disposition]
         if not streams:
-            raise ValueError(f"{name} has no video stream: it holds sound or pictures only, or is cut off")
+            raise VideoDecodeError(f"{name} has no video stream: it holds sound or pictures only, or is cut off")
         if streams[0].codec_context is None:
-            raise ValueError(f"{name} cannot be read: its codec is unknown here, or its header is damaged")
+            raise VideoDecodeError(f"{name} cannot be read: its codec is unknown here, or its header is damaged")
+        limits.check_size(name, streams[0].width, streams[0].height)
+        streams[0].codec_context.options = max_pixels
         streams[0].thread_type = "NONE"  # frame threads can hang next to torch's
         yield container, streams[0]
 
 
-def _frame_table(source: str | bytes, name: str) -> _FrameTable:
+def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameTable:
     times, keyframe_times, is_cut_off = [], [], False
-    with _opened(source, name) as (container, stream):
-        for packet in container.demux(stream):
+    with _opened(source, name, limits) as (container, stream):
+        for packet in _within(limits, name, container.demux(stream)):
             if not packet.size:
                 continue
             if packet.is_keyframe and packet.pts is not None:
@@ -109,36 +155,40 @@ def _frame_table(source: str | bytes, name: str) -> _FrameTable:
             elif not packet.is_discard:  # those only help to decode the ones after them
                 times.append(packet.pts)
         is_usable = bool(times) and None not in times and len(set(times)) == len(times)
+        if is_usable:
+            limits.check_length(name, len(times), float((max(times) - min(times)) * stream.time_base))
         return _FrameTable(
             times=np.sort(np.array(times if is_usable else [], dtype=np.int64)),
             keyframe_times=np.sort(np.array(keyframe_times, dtype=np.int64)),
             time_base=float(stream.time_base),
             is_usable=is_usable,
             is_cut_off=is_cut_off,
-            num_promised=stream.frames if stream.frames <= _MOST_FRAMES else 0,
+            num_promised=stream.frames if stream.frames <= limits.max_frames else 0,  # else the header is damaged
             suits_decord=len(container.streams.video) == 1
             and stream.frames in (0, len(times))
             and stream.codec_context.name in _DECORD_CODECS
             and not is_cut_off,
             width=stream.width,
             height=stream.height,
+            limits=limits,
         )
 
 
-def _read_by_time(source, table: _FrameTable, choose_frames, name) -> tuple[np.ndarray, VideoMetadata] | None:
+def _read_by_time(source, table: _FrameTable, choose_frames, name) -> Decoded | None:
     """`None` if some frame that the file holds does not decode."""
-    metadata = table.metadata()
-    chosen = ask_for_frames(choose_frames, metadata, name)
-    wanted, inverse = np.unique(table.frames_at(chosen), return_inverse=True)
+    facts = table.facts()
+    chosen = ask_for_frames(choose_frames, facts, name)
+    table.limits.check_bytes(name, len(chosen), table.width, table.height)
+    wanted, places = np.unique(table.frames_at(chosen), return_inverse=True)
     if wanted[-1] >= len(table.times):
-        raise ValueError(
-            f"{name} is cut off: {len(table.times)} of its {metadata.total_num_frames} frames are there, but frame "
+        raise VideoDecodeError(
+            f"{name} is cut off: {len(table.times)} of its {facts.total_num_frames} frames are there, but frame "
             f"{wanted[-1]} is wanted"
         )
     for backend, decode in (("decord", _decode_with_decord), ("pyav", _decode_with_pyav)):
         frames = decode(source, table, wanted, name)
         if frames is not None:
-            return select(frames, inverse, metadata, chosen, backend)
+            return Decoded(frames, places, chosen, facts, backend)
     return None
 
 
@@ -159,7 +209,7 @@ def _decode_with_decord(source, table: _FrameTable, wanted: np.ndarray, name: st
 def _decode_with_pyav(source, table: _FrameTable, wanted: np.ndarray, name: str) -> np.ndarray | None:
     """Jumps to the last key frame before each wanted frame, unless decoding on from the previous one is nearer."""
     frames: list[np.ndarray] = []
-    with _opened(source, name) as (container, stream):
+    with _opened(source, name, table.limits) as (container, stream):
         decoded = _decoded(container, stream)
         position = table.times[0] if len(table.keyframe_times) else None
         for time in table.times[wanted]:
@@ -175,22 +225,36 @@ def _decode_with_pyav(source, table: _FrameTable, wanted: np.ndarray, name: str)
     return np.stack(frames)
 
 
-def _read_by_counting(source, choose_frames, name) -> tuple[np.ndarray, VideoMetadata]:
+def _read_by_counting(source, choose_frames, name, limits: VideoLimits) -> Decoded:
     """Decodes everything twice; for the rare file whose packets do not tell which frames will decode."""
-    with _opened(source, name) as (container, stream):
-        total = sum(1 for _ in _decoded(container, stream))
+    total, width, height = 0, 0, 0
+    with _opened(source, name, limits) as (container, stream):
+        for frame in _within(limits, name, _decoded(container, stream)):
+            total, width, height = total + 1, width or frame.width, height or frame.height
         rate = float(stream.average_rate) if stream.average_rate else None
     if total == 0:
-        raise ValueError(f"{name} {_UNREADABLE} (no frame decodes)")
-    metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=None if rate is None else total / rate)
-    chosen = ask_for_frames(choose_frames, metadata, name)
-    wanted, inverse = np.unique(chosen, return_inverse=True)
+        raise VideoDecodeError(f"{name} {_UNREADABLE} (no frame decodes)")
+    facts = VideoFacts(total, rate, None if rate is None else total / rate)
+    limits.check_length(name, total, facts.duration)
+    chosen = ask_for_frames(choose_frames, facts, name)
+    limits.check_bytes(name, len(chosen), width, height)
+    wanted, places = np.unique(chosen, return_inverse=True)
     frames: list[np.ndarray] = []
-    with _opened(source, name) as (container, stream):
+    with _opened(source, name, limits) as (container, stream):
         for index, frame in enumerate(_decoded(container, stream)):
             if len(frames) < len(wanted) and index == wanted[len(frames)]:
                 frames.append(_upright(frame, frames))
-    return select(np.stack(frames), inverse, metadata, chosen, "pyav")
+    return Decoded(np.stack(frames), places, chosen, facts, "pyav")
+
+
+def _within(limits: VideoLimits, name: str, items: Iterable) -> Iterator:
+    """The packets or frames of a file, as long as there are no more, and they take no longer, than may be."""
+    end = clock.monotonic() + limits.time_limit
+    for number, item in enumerate(items):
+        limits.check_length(name, number)
+        if clock.monotonic() > end:
+            raise VideoDecodeError(f"{name} is refused: it was not read within {limits.time_limit:g} s")
+        yield item
 
 
 def _decoded(container, stream) -> Iterator[av.VideoFrame]:
@@ -210,10 +274,10 @@ def _upright(frame: av.VideoFrame, previous: list[np.ndarray]) -> np.ndarray:
     return pixels
 
 
-def ask_for_frames(choose_frames: ChooseFrames, metadata: VideoMetadata, name: str) -> np.ndarray:
-    """The chosen indices `(T,)`, int64; a ValueError if they are not in the clip."""
-    indices = np.asarray(choose_frames(metadata))
-    total = metadata.total_num_frames
+def ask_for_frames(choose_frames: Callable, facts, name: str) -> np.ndarray:
+    """The chosen indices `(T,)`, int64; a ValueError if they are not in the clip of `facts.total_num_frames`."""
+    indices = np.asarray(choose_frames(facts))
+    total = facts.total_num_frames
     if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
         raise ValueError(f"{name}: the chosen frames must be a list of indices, but are {indices!r}")
     if indices.min() < 0 or indices.max() >= total:
@@ -221,11 +285,4 @@ def ask_for_frames(choose_frames: ChooseFrames, metadata: VideoMetadata, name: s
     return indices.astype(np.int64)
 
 
-def select(frames, inverse, metadata, chosen, backend) -> tuple[np.ndarray, VideoMetadata]:
-    """Distinct decoded frames -> the chosen ones `(T, H, W, 3)`; the metadata is completed."""
-    metadata.height, metadata.width = frames.shape[1:3]
-    metadata.frames_indices, metadata.video_backend = chosen, backend
-    return np.ascontiguousarray(frames[inverse]), metadata
-
-
-__all__ = ["ChooseFrames", "ask_for_frames", "read_stream", "select"]
+__all__ = ["ChooseFrames", "Decoded", "VideoFacts", "ask_for_frames", "read_stream"]

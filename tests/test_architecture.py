@@ -14,7 +14,10 @@ FLOORS = {
     "configuration_emoclip": 0,
     "losses": 0,
     "frame_sampling": 0,
-    "video_streams": 0,
+    "video_limits": 0,
+    "video_streams": 0.2,
+    "video_worker": 0.4,
+    "video_guard": 0.6,
     "video_inputs": 2,
     "video_decoding": 1,
     "faces": 1,
@@ -47,6 +50,7 @@ ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "
 ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
 STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
 STANDARD |= set("json logging math operator os pathlib re threading time typing".split())
+STANDARD |= set("atexit faulthandler queue select signal struct subprocess sys weakref".split())  # the guarded process
 
 
 def imports(path):

@@ -54,6 +54,7 @@ class Clips(torch.utils.data.Dataset):
     ):
         self.rows, self.texts, self.labels = rows, texts, labels
         self.num_frames = video_processor.num_frames
+        self.video_limits, self.guard_decoding = video_processor.video_limits, video_processor.guard_decoding
         self.frame_sampling = frame_sampling or video_processor.frame_sampling
         if self.frame_sampling.startswith("strided") and video_processor.frame_stride % encode_every:
             raise ValueError(
@@ -94,8 +95,12 @@ class Clips(torch.utils.data.Dataset):
         if "image" in row:
             return item | {"frames": self._augmented(np.array(row["image"].convert("RGB"))[None], rng)}
         try:
-            media = row[media_column(row)]
-            frames, _ = read_video(media, lambda metadata: self._choose_frames(metadata.total_num_frames, rng))
+            frames, _ = read_video(
+                row[media_column(row)],
+                lambda metadata: self._choose_frames(metadata.total_num_frames, rng),
+                limits=self.video_limits,
+                guarded=self.guard_decoding,
+            )
         except (ValueError, OSError) as error:
             if self.on_error == "raise":
                 raise

@@ -45,6 +45,8 @@ FRAME_CHOICE = {
     "frame_sampling",
     "frame_stride",
     "seed",
+    "video_limits",
+    "guard_decoding",
     "auto_map",
     "processor_class",
 }
@@ -180,7 +182,8 @@ class _Clips(torch.utils.data.Dataset):
             return kept[start:][: min(FRAMES_PER_BATCH, max(1, BYTES_PER_PART // frame_bytes))]
 
         try:
-            frames, _ = read_video(media, choose_frames, name)
+            processor = self.video_processor
+            frames, _ = read_video(media, choose_frames, name, processor.video_limits, processor.guard_decoding)
         except (ValueError, OSError) as error:
             return _Part(row, error=str(error) if name in str(error) else f"{name}: {error}")
         except Exception as error:  # not a bad clip but a bug, which nothing may pass over

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from functools import partial
 from pathlib import Path
 
 import av
@@ -9,8 +10,8 @@ from video_files import numbers_of, picture, write_video
 
 from modeling_emoclip import video_decoding, video_streams
 from modeling_emoclip.frame_sampling import segment_middle
-from modeling_emoclip.video_decoding import read_video
 
+read_video = partial(video_decoding.read_video, guarded=False)  # the other process is test_video_guard.py's
 MIDDLES_OF_5 = segment_middle(40, 5)
 
 
@@ -135,7 +136,9 @@ def test_decord_is_asked_for_each_wanted_frame_once(clip, monkeypatch):
 def test_only_needed_images_are_opened(folder, monkeypatch):
     opened = []
     original = Image.open
-    monkeypatch.setattr(video_decoding.Image, "open", lambda path: opened.append(Path(path).name) or original(path))
+    monkeypatch.setattr(
+        video_decoding.Image, "open", lambda path, **how: opened.append(Path(path).name) or original(path, **how)
+    )
     frames, metadata = read_video(folder, lambda found: segment_middle(found.total_num_frames, 5))
     assert numbers_of(frames) == MIDDLES_OF_5.tolist()
     assert opened == [f"{index}.png" for index in MIDDLES_OF_5]
@@ -167,8 +170,10 @@ def make_bad(kind, folder):
         data = write_video(path, movflags="faststart").read_bytes()
         path.write_bytes(data[: len(data) // 2 + 700])
     elif kind == "sound":
-        path = folder / "sound.wav"
+        path = folder / "sound.mkv"
         write_sound(path)
+    elif kind == "playlist":  # FFmpeg would open what it names
+        path.write_text(f"ffconcat version 1.0\nfile {write_video(folder / 'other.mp4').name}\n")
     elif kind == "no_images":
         path = folder / "no_images"
         path.mkdir()
@@ -187,6 +192,7 @@ def make_bad(kind, folder):
         ("index_at_end", "cut off"),
         ("index_at_start", r"is cut off: \d+ of its 40 frames are there, but frame 3\d is wanted"),
         ("sound", "has no video stream"),
+        ("playlist", "none of the formats mov, matroska"),
         ("no_images", "is a folder without frame images"),
         ("bad_image", "cannot be read as an image"),
     ],

@@ -68,7 +68,7 @@ def open_clip(path: str) -> ClipFacts | Failure:
     if isinstance(facts, Failure):
         return facts
     try:
-        frames, metadata = _decoder().read_video(path, _first_middle_last)
+        frames, metadata = _decoder().read_video(path, _first_middle_last, guarded=False)  # this process is guarded
     except Exception as error:  # whatever a decoder raises: a damaged file must not end the check of the others
         return Failure("unreadable", str(error) or repr(error))
     return facts._replace(num_frames=metadata.total_num_frames, height=frames.shape[1], width=frames.shape[2])
