@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The app: drop a video, type any words, see when each of them fits the faces in it.
 
-python examples/app.py [FOLDER_OR_HUB_ID]
+python examples/app.py [FOLDER_OR_HUB_ID]        or, once installed, emoclip app
 
-Without a name the model is the folder `model` beside this file, as in a Space, or else what `make demo` has exported.
-This file needs gradio and what the model's own code needs, and nothing of this repository: a Space is a copy of it.
+Without a name the model is the folder `model` beside this file, or what `model.txt` there names, as in a Space; or
+else what `make demo` has exported. This file needs gradio and what the model's own code needs, and nothing of this
+repository: a Space has a copy of it (training/space.py).
 """
 
 import argparse
@@ -12,15 +13,15 @@ import html
 import os
 import signal
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import av
 import gradio as gr
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -29,14 +30,15 @@ from starlette.responses import PlainTextResponse
 from transformers import pipeline
 
 EXPORTED = Path("outputs/synthetic_emoclip/hub")  # by `make demo`
-# What a stranger may ask for. All of a visitor's files are deleted when they are so old, and when the app ends.
-MOST_MEGABYTES, LONGEST_MINUTES, MOST_PIXELS = 200, 10, 4096 * 2304
+# What a stranger may ask for. The processor refuses a video that is larger than 4K or longer than 10 minutes, with 60
+# frames a second, or of which nothing can be read for 20 s.
+VIDEO_LIMITS = {"max_pixels": 4096 * 2304, "max_seconds": 600.0, "max_frames": 36_000, "time_limit": 20.0}
 MOST_LABELS, LONGEST_TEXT = 24, 200
-MOST_GIGABYTES = 4  # of all visitors together
-MOST_WAITING = 8
-KEPT_MINUTES = 60
+MOST_MEGABYTES = 200  # of an upload
+MOST_GIGABYTES, MOST_FILES = 4, 1000  # of all visitors together
+MOST_WAITING = 8  # visitors; the model works for one at a time
+KEPT_MINUTES = 60  # then a visitor's files are deleted; when the app ends, all of them
 
-TEMPLATE = "an expression of {}."  # what the pipeline says of a label given by its name only
 DRAWN_FACES = "This checkpoint has seen drawn faces only."  # in the card of such a model
 PEOPLE, WHOLE_FRAME = "people: find the faces", "one face, close up: take the whole picture"
 WORDS = "happiness sadness anger surprise fear disgust neutral".split()
@@ -48,13 +50,13 @@ it."""
 HOW_TO_WRITE = """A name: `bored`. A description: `a smile slowly appearing`. A mixture: `fear + surprise`.
 A name that you describe: `amused: a grin; laughing eyes`."""
 KEPT = f"What you send is deleted after {KEPT_MINUTES} minutes, and nobody else can open it."
-SCORE = """**What a score means:** it compares *your words with each other* and adds up to 1 over them. 0.60 beside "bored"
-means that of these words "bored" fits the face best by far; it is not a 60 % chance that somebody is bored."""
+SCORE = """**What a score means:** it compares *your words with each other* and adds up to 1 over them. 0.60 beside
+"bored" means that of these words "bored" fits the face best by far; it is not a 60 % chance that somebody is bored."""
 CSS = """.gradio-container {max-width: 1240px !important; margin: auto}
-#picture img, #stretches [role=gridcell], #found [role=gridcell] {cursor: pointer}"""
+#picture img, #stretches [role=gridcell], #found [role=gridcell] {cursor: pointer}
+@media (max-width: 700px) {#picture .image-container {overflow-x: auto} #picture img {min-width: 860px}}"""
 
-
-PROGRESS = gr.Progress(track_tqdm=True)  # Gradio finds it as a default and gives each call its own
+PROGRESS = gr.Progress(track_tqdm=True)  # a default by which Gradio knows that a function wants it
 
 
 @dataclass(eq=False)
@@ -64,61 +66,37 @@ class Result:
     video: str
     how: dict[str, Any]
     timeline: Any
-    folder: tempfile.TemporaryDirectory
     lanes: tuple[float, float]  # where in the picture's width time begins and ends
+    folder: tempfile.TemporaryDirectory
+
+    def path(self, kind: str, ending: str = "") -> str:
+        return str(Path(self.folder.name, f"{Path(self.video).stem}{ending}.{kind}"))
 
 
-def parse_labels(text: str, class_descriptions: Mapping[str, list[str]] | None = None) -> list[str] | dict[str, Any]:
-    """One label a line, as the pipeline takes them: a list, or a dict where a line says "label: description; ...".
-
-    Raises:
-        gr.Error: no label, one that is repeated, too many or too long; a mixture among labels with descriptions.
-    """
-    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    if not lines:
-        raise refusal("Write at least one word or description to look for, one a line.")
-    if len(lines) > MOST_LABELS or any(len(line) > LONGEST_TEXT for line in lines):
-        raise refusal(f"At most {MOST_LABELS} lines of {LONGEST_TEXT} letters each, please.")
-    labels, known = {}, class_descriptions or {}
-    for line in lines:
-        label, colon, texts = (part.strip() for part in line.partition(":"))
-        descriptions = [one.strip() for one in texts.split(";") if one.strip()]
-        if not label or (colon and not descriptions):
-            raise refusal(f'"{line}" is not whole: write a label, or "label: description; description".')
-        if label in labels:
-            raise refusal(f'"{label}" is there twice.')
-        labels[label] = descriptions
-    if not any(labels.values()):
-        return list(labels)
-    if mixtures := [label for label, texts in labels.items() if "+" in label and not texts]:
-        raise refusal(
-            f'The mixture "{mixtures[0]}" cannot stand beside labels that you describe: describe it as well.'
-        )
-    return {label: texts or known.get(label) or [TEMPLATE.format(label)] for label, texts in labels.items()}
-
-
-def check_video(path: str | None):
-    """Raises a gr.Error if it is no video, or one that is too much for a shared machine."""
-    if not path:
-        raise refusal("There is no video yet: drop one, record one, or take the example.")
-    try:
-        # The white list keeps a playlist that calls itself a video from fetching other things.
-        with av.open(path, options={"protocol_whitelist": "file"}) as container:
-            stream = container.streams.video[0]
-            if stream.width * stream.height > MOST_PIXELS:
-                raise refusal(f"The picture is {stream.width} x {stream.height}; more than 4K is not taken here.")
-            # Counted, since headers lie or, as of webcams, say nothing; nothing is decoded.
-            ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
-            seconds = float((max(ends) - min(ends)) * stream.time_base) if ends else 0
-    except (av.error.FFmpegError, IndexError, AttributeError):  # no such file, no video stream, an unknown codec
-        raise refusal(f"{Path(path).name} is no video that can be read here, or it is damaged.") from None
-    if seconds > 60 * LONGEST_MINUTES:
-        raise refusal(f"The video lasts {clock(seconds)}; here it may last {LONGEST_MINUTES} minutes.")
+def write_result(video: str, how: dict[str, Any], timeline) -> Result:
+    result = Result(video, how, timeline, (0, 1), tempfile.TemporaryDirectory(prefix="result."))
+    for kind, write in (("csv", timeline.to_csv), ("json", timeline.to_json), ("srt", timeline.to_srt)):
+        write(result.path(kind))
+    place = timeline.plot(result.path("png")).axes[0].get_position()
+    return replace(result, lanes=(place.x0, place.x1))
 
 
 def refusal(message: str) -> gr.Error:
     """Stays until it is closed. Gradio reads it as HTML."""
     return gr.Error(html.escape(message), duration=None, title="Not yet", print_exception=False)
+
+
+@contextmanager
+def refusals(video: str):
+    """What the pipeline refuses is told to the visitor, without folders of this machine."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise refusal(without_folder(str(error), video)) from None
+
+
+def without_folder(text: str, path: str) -> str:
+    return text.replace(path, Path(path).name)
 
 
 def clock(seconds: float) -> str:
@@ -137,34 +115,33 @@ class App:
     def __init__(self, pipe):
         self.pipe = pipe
 
+    def labels(self, text: str) -> dict[str, list[str] | None]:
+        lines = [line for line in (text or "").splitlines() if line.strip()]
+        if not lines:
+            raise refusal("Write at least one word or description to look for, one a line.")
+        if len(lines) > MOST_LABELS or max(map(len, lines)) > LONGEST_TEXT:
+            raise refusal(f"At most {MOST_LABELS} lines of {LONGEST_TEXT} letters each, please.")
+        return self.pipe.parse_labels(lines)
+
     def analyse(self, video, text, shows, window, stride, result, progress=PROGRESS):
         """Video and labels -> the page below them. Other labels for the same video need no second pass over it."""
-        labels = parse_labels(text, self.pipe.model.config.class_descriptions)
-        check_video(video)
+        if not video:
+            raise refusal("There is no video yet: drop one, record one, or take the example.")
         how = {"faces": "none" if shows == WHOLE_FRAME else "all", "window": window, "stride": min(stride, window)}
-        name = Path(video).name
-        try:
+        with refusals(video):
+            labels = self.labels(text)
             if result and (result.video, result.how) == (video, how):
                 timeline = result.timeline.rescore(labels)
             else:
-                timeline = replace(self.pipe.timeline(video, labels, **how), video=name)
-        except (ValueError, OSError, ImportError) as error:
-            raise refusal(str(error).replace(video, name)) from None
+                timeline = replace(self.pipe.timeline(video, labels, **how), video=Path(video).name)
         if timeline.face_found is False:
-            raise refusal(
-                f'No face was found in {name}. If it shows one from near, choose "{WHOLE_FRAME}" below the words.'
-            )
+            raise refusal(f'No face was found. If the video shows one from near, choose "{WHOLE_FRAME}".')
         if timeline.error:
-            gr.Warning(html.escape(timeline.error.replace(video, name)), title="Only a part could be read")
-        folder = tempfile.TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR"), prefix="result.")
-        files = [Path(folder.name, f"{Path(name).stem}.{kind}") for kind in ("csv", "json", "srt")]
-        for path, write in zip(files, (timeline.to_csv, timeline.to_json, timeline.to_srt), strict=True):
-            write(path)
-        figure = timeline.plot(Path(folder.name, "time_line.png"))
-        place = figure.axes[0].get_position()
-        result = Result(video, how, timeline, folder, (place.x0, place.x1))
-        shown = [gr.Column(visible=True), str(Path(folder.name, "time_line.png")), self.stretches(timeline)]
-        return [result, *shown, None, *map(str, files), gr.DownloadButton(visible=False)]
+            gr.Warning(html.escape(without_folder(timeline.error, video)), title="Only a part could be read")
+        result = write_result(video, how, timeline)
+        csv, json, srt, picture = map(result.path, ("csv", "json", "srt", "png"))
+        drawn = gr.DownloadButton(visible=False)  # that of other labels
+        return [result, gr.Column(visible=True), picture, self.stretches(timeline), None, csv, json, srt, drawn]
 
     def stretches(self, timeline) -> list[list]:
         found = [one for person in timeline.people for one in timeline.stretches(person)]
@@ -184,24 +161,19 @@ class App:
         """The video with boxes and labels in it."""
         if result is None:
             raise refusal("First show the time line of a video.")
-        name = f"{Path(result.video).stem}_annotated.mp4"
-        try:
-            path = result.timeline.annotate(Path(result.folder.name, name), video=result.video)
-        except (ValueError, OSError) as error:
-            message = str(error).replace(result.video, Path(result.video).name)
-            raise refusal(f"{message} (files are kept for {KEPT_MINUTES} minutes)") from None
-        return gr.DownloadButton(f"Download {name}", value=str(path), visible=True)
+        with refusals(result.video):
+            path = result.timeline.annotate(result.path("mp4", "_annotated"), video=result.video)
+        return gr.DownloadButton(f"Download {Path(path).name}", value=str(path), visible=True)
 
     def seek_row(self, event: gr.SelectData):
         """A row of a table -> the player at its first moment."""
         return gr.Video(playback_position=seconds_of(event.row_value[0]))
 
     def seek_picture(self, result, event: gr.SelectData):
-        print("PIC", event.index, result, flush=True)
         """A place in the picture -> the player at its time."""
         if result is None:
             return gr.skip()
-        with Image.open(Path(result.folder.name, "time_line.png")) as picture:
+        with Image.open(result.path("png")) as picture:
             share = event.index[0] / picture.width
         (left, right), (first, last) = result.lanes, result.timeline.span
         return gr.Video(playback_position=first + min(max((share - left) / (right - left), 0), 1) * (last - first))
@@ -215,52 +187,63 @@ def row(timeline, start: float, end: float, person: int, *rest) -> list:
 def build(pipe, example: Path | None = None) -> gr.Blocks:
     """The page. `example` is a video that a visitor without one can take."""
     app, names = App(pipe), list(pipe.model.config.class_descriptions or WORDS)[:MOST_LABELS]
+    heavy = {"concurrency_limit": 1, "concurrency_id": "video"}
     with gr.Blocks(title="EmoCLIP", delete_cache=(60, 60 * KEPT_MINUTES)) as page:
         result = gr.State(time_to_live=60 * KEPT_MINUTES)
         gr.Markdown(f"{ABOUT}\n\n{about_model(pipe.model.name_or_path)}")
+        video, *question, show, status = question_part(names, example)
+        below, picture, stretches, query, found, downloads, draw, annotated = answer_part()
+        answer = [result, below, picture, stretches, found, *downloads, annotated]
+        inputs = [video, *question, result]
+        show.click(app.analyse, inputs, answer, api_name="timeline", show_progress_on=[status], **heavy)
+        query.submit(app.search, [query, result], found, api_name="search")
+        draw.click(app.annotate, result, annotated, api_name="annotate", **heavy)
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        picture.select(app.seek_picture, result, video, **quiet)
+        for one in (stretches, found):
+            one.select(app.seek_row, None, video, **quiet)
+    return page.queue(max_size=MOST_WAITING)
+
+
+def question_part(names: list[str], example: Path | None) -> list:
+    """A video, and what to look for in it."""
+    with gr.Row():
+        with gr.Column(scale=3):
+            gr.Markdown("### 1 · A video: drop a file, or record one with the webcam")
+            video = gr.Video(height=360, show_label=False, elem_id="player")
+            if example:
+                offer = "No video at hand? Take this one, of two drawn people:"
+                gr.Examples([[str(example)]], [video], label=offer)
+        with gr.Column(scale=2):
+            gr.Markdown(f"### 2 · What to look for, one a line\n{HOW_TO_WRITE}")
+            text = gr.Textbox("\n".join(names), lines=11, max_lines=14, show_label=False, elem_id="words")
+            show = gr.Button("3 · Show when it happens", variant="primary")
+            status = gr.Markdown(KEPT, min_height=70)
+            with gr.Accordion("How it looks at the video", open=False):
+                shows = gr.Radio([PEOPLE, WHOLE_FRAME], value=PEOPLE, label="The video shows")
+                window = gr.Slider(0.5, 10, 2, step=0.5, label="Seconds that are judged together")
+                stride = gr.Slider(0.25, 10, 1, step=0.25, label="Seconds from one judgement to the next")
+    return [video, text, shows, window, stride, show, status]
+
+
+def answer_part() -> list:
+    """The time line as a picture and a table, the search, and the files."""
+    with gr.Column(visible=False) as below:
+        gr.Markdown("### When: click on the picture, or on a row below it, and the player goes there")
+        picture = gr.Image(show_label=False, elem_id="picture", interactive=False, buttons=["fullscreen"])
+        heads = ["from", "to", "who", "what fits best", "score"]
         with gr.Row():
             with gr.Column(scale=3):
-                gr.Markdown("### 1 · A video: drop a file, or record one with the webcam")
-                video = gr.Video(height=360, show_label=False, elem_id="player")
-                if example:
-                    gr.Examples(
-                        [[str(example)]], [video], label="No video at hand? Take this one, of two drawn people:"
-                    )
+                stretches = table(heads, "Stretch by stretch", "stretches")
             with gr.Column(scale=2):
-                gr.Markdown(f"### 2 · What to look for, one a line\n{HOW_TO_WRITE}")
-                text = gr.Textbox("\n".join(names), lines=11, max_lines=14, show_label=False, elem_id="words")
-                show = gr.Button("3 · Show when it happens", variant="primary")
-                status = gr.Markdown(KEPT, min_height=70)
-                with gr.Accordion("How it looks at the video", open=False):
-                    shows = gr.Radio([PEOPLE, WHOLE_FRAME], value=PEOPLE, label="The video shows")
-                    window = gr.Slider(0.5, 10, 2, step=0.5, label="Seconds that are judged together")
-                    stride = gr.Slider(0.25, 10, 1, step=0.25, label="Seconds from one judgement to the next")
-        with gr.Column(visible=False) as below:
-            gr.Markdown("### When: click on the picture, or on a row below it, and the player goes there")
-            picture = gr.Image(show_label=False, elem_id="picture", interactive=False, buttons=["fullscreen"])
-            with gr.Row():
-                with gr.Column(scale=3):
-                    heads = ["from", "to", "who", "what fits best", "score"]
-                    stretches = table(heads, "Stretch by stretch", "stretches")
-                with gr.Column(scale=2):
-                    query = gr.Textbox(
-                        label="Search for anything", placeholder="trying not to laugh", submit_btn="Search"
-                    )
-                    found = table([*heads[:3], "likeness"], "Best moments first", "found")
-            with gr.Row():
-                downloads = [gr.DownloadButton(f"Download {kind}") for kind in ("csv", "json", "srt")]
-                draw = gr.Button("Draw it into the video")
-            annotated = gr.DownloadButton(visible=False, variant="primary")
-            gr.Markdown(SCORE)
-        inputs, page_below = [video, text, shows, window, stride, result], [result, below, picture, stretches, found]
-        outputs = [*page_below, *downloads, annotated]
-        show.click(app.analyse, inputs, outputs, api_name="timeline", show_progress_on=[status])
-        query.submit(app.search, [query, result], found, api_name="search")
-        draw.click(app.annotate, result, annotated, api_name="annotate")
-        picture.select(app.seek_picture, result, video, show_progress="hidden", api_visibility="private")
-        for one in (stretches, found):
-            one.select(app.seek_row, None, video, show_progress="hidden", api_visibility="private")
-    return page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+                query = gr.Textbox(label="Search for anything", placeholder="trying not to laugh", submit_btn="Search")
+                found = table([*heads[:3], "likeness"], "Best moments first", "found")
+        with gr.Row():
+            downloads = [gr.DownloadButton(f"Download {kind}") for kind in ("csv", "json", "srt")]
+            draw = gr.Button("Draw it into the video")
+        annotated = gr.DownloadButton(visible=False, variant="primary")
+        gr.Markdown(SCORE)
+    return [below, picture, stretches, query, found, downloads, draw, annotated]
 
 
 def table(headers: list[str], label: str, name: str) -> gr.Dataframe:
@@ -279,31 +262,48 @@ def about_model(name: str) -> str:
 
 
 class RoomForUploads:
-    """Refuses uploads while the files of all visitors fill the room there is; Gradio limits each file only."""
+    """Refuses an upload that is too large, or for which there is no room; Gradio limits each file of one only."""
 
     def __init__(self, app, folder: Path):
         self.app, self.folder = app, folder
 
     async def __call__(self, scope, receive, send):
         answer = self.app
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload"):
-            sizes = [path.stat().st_size for path in self.folder.rglob("*") if path.is_file()]
-            if sum(sizes) > MOST_GIGABYTES * 10**9:
-                answer = PlainTextResponse("Too many videos are here just now: please come back later.", 507)
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            answer = self.refusal(dict(scope["headers"]).get(b"content-length")) or answer
         await answer(scope, receive, send)
+
+    def refusal(self, length: bytes | None) -> PlainTextResponse | None:
+        sizes, now = [], time.time()
+        for path in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                if path.parent == self.folder and path.is_file() and now - path.stat().st_mtime > 60 * KEPT_MINUTES:
+                    path.unlink()  # of an upload that broke off: Gradio forgets those
+                elif path.is_file():
+                    sizes.append(path.stat().st_size)
+        if length is None:
+            return PlainTextResponse("How long is the upload?", 411)
+        if int(length) > (MOST_MEGABYTES + 1) * 10**6:  # 1 for what stands around the file
+            return PlainTextResponse(f"An upload may have {MOST_MEGABYTES} MB.", 413)
+        if sum(sizes) + int(length) > MOST_GIGABYTES * 10**9 or len(sizes) >= MOST_FILES:
+            return PlainTextResponse("Too many videos are here just now: please come back later.", 507)
+        return None
 
 
 def load(model: str):
-    """The pipeline of a folder or Hub id. Raises SystemExit with what to do, if it cannot be had."""
+    """The pipeline of a folder or Hub id. Raises OSError, ValueError or RuntimeError, if there is none."""
     if model == str(EXPORTED) and not EXPORTED.is_dir():
-        raise SystemExit(f"{model} is not there: `make demo` makes it; or give an exported folder or a Hub id")
-    try:
-        pipe = pipeline(model=model, trust_remote_code=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    if not hasattr(pipe, "timeline"):
-        raise SystemExit(f"{model} has a fixed list of labels; the app needs a model that takes any words")
+        raise OSError(f"{model} is not there: `make demo` makes it; or give an exported folder or a Hub id")
+    pipe = pipeline(model=model, trust_remote_code=True)
+    if not hasattr(pipe, "parse_labels"):
+        raise ValueError(f"{model} is no EmoCLIP model that takes any words, or one of an older version")
     return pipe
+
+
+def default_model() -> str:
+    beside = Path(__file__).with_name("model")
+    named = beside.with_suffix(".txt")
+    return named.read_text().strip() if named.is_file() else str(beside if beside.is_dir() else EXPORTED)
 
 
 def example_video(folder: Path) -> Path | None:
@@ -318,18 +318,23 @@ def example_video(folder: Path) -> Path | None:
     return None
 
 
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None, load: Callable = load):
+    """Serves the page until it is stopped. `load` makes a pipeline of the model's name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    beside = Path(__file__).with_name("model")
-    default = str(beside if beside.is_dir() else EXPORTED)
-    parser.add_argument("model", nargs="?", default=default, help="exported folder or Hub id; default: %(default)s")
+    model = default_model()
+    parser.add_argument("model", nargs="?", default=model, help="exported folder or Hub id; default: %(default)s")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is deleted then too
-    with tempfile.TemporaryDirectory(prefix="emoclip-app.") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # of this process alone: all that visitors send and get is in it
-        page = build(load(options.model), example_video(Path(folder)))
-        page.launch(
+    try:
+        pipe = load(options.model)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"{options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    pipe.processor.video_processor.video_limits = VIDEO_LIMITS
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folders are deleted then too
+    with tempfile.TemporaryDirectory(prefix="emoclip-app.") as folder, tempfile.TemporaryDirectory() as drawn:
+        # All that visitors send and get is in it; of this process alone.
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder
+        build(pipe, example_video(Path(drawn))).launch(
             server_port=options.port,
             share=False,
             ssr_mode=False,
