@@ -13,6 +13,7 @@ import html
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -49,12 +50,13 @@ Drop a video, write what to look for, and see **when** each face shows it.
 it."""
 HOW_TO_WRITE = """A name: `bored`. A description: `a smile slowly appearing`. A mixture: `fear + surprise`.
 A name that you describe: `amused: a grin; laughing eyes`."""
-KEPT = f"What you send is deleted after {KEPT_MINUTES} minutes, and nobody else can open it."
+KEPT = f"""At most 10 minutes, {MOST_MEGABYTES} MB and 4K. What you send is deleted after {KEPT_MINUTES} minutes, and
+nobody else can open it."""
 SCORE = """**What a score means:** it compares *your words with each other* and adds up to 1 over them. 0.60 beside
 "bored" means that of these words "bored" fits the face best by far; it is not a 60 % chance that somebody is bored."""
 CSS = """.gradio-container {max-width: 1240px !important; margin: auto}
 #picture img, #stretches [role=gridcell], #found [role=gridcell] {cursor: pointer}
-@media (max-width: 700px) {#picture .image-container {overflow-x: auto} #picture img {min-width: 860px}}"""
+@media (max-width: 700px) {#picture {contain: inline-size; overflow-x: auto} #picture img {min-width: 860px}}"""
 
 PROGRESS = gr.Progress(track_tqdm=True)  # a default by which Gradio knows that a function wants it
 
@@ -292,8 +294,6 @@ class RoomForUploads:
 
 def load(model: str):
     """The pipeline of a folder or Hub id. Raises OSError, ValueError or RuntimeError, if there is none."""
-    if model == str(EXPORTED) and not EXPORTED.is_dir():
-        raise OSError(f"{model} is not there: `make demo` makes it; or give an exported folder or a Hub id")
     pipe = pipeline(model=model, trust_remote_code=True)
     if not hasattr(pipe, "parse_labels"):
         raise ValueError(f"{model} is no EmoCLIP model that takes any words, or one of an older version")
@@ -325,27 +325,40 @@ def main(arguments: list[str] | None = None, load: Callable = load):
     parser.add_argument("model", nargs="?", default=model, help="exported folder or Hub id; default: %(default)s")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args(arguments)
+    if options.model == str(EXPORTED) and not EXPORTED.is_dir():
+        raise SystemExit(f"{EXPORTED} is not there: `make demo` makes it; or give an exported folder or a Hub id")
     try:
         pipe = load(options.model)
     except (OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"{options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     pipe.processor.video_processor.video_limits = VIDEO_LIMITS
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folders are deleted then too
-    with tempfile.TemporaryDirectory(prefix="emoclip-app.") as folder, tempfile.TemporaryDirectory() as drawn:
-        # All that visitors send and get is in it; of this process alone.
-        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = folder
-        build(pipe, example_video(Path(drawn))).launch(
-            server_port=options.port,
-            share=False,
-            ssr_mode=False,
-            run_history=False,  # else each visitor's browser keeps the runs
-            footer_links=[],
-            max_file_size=f"{MOST_MEGABYTES}mb",
-            # Fonts of the visitor's machine, since Gradio's own come from Google.
-            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=CSS,
-            app_kwargs={"middleware": [Middleware(RoomForUploads, folder=Path(folder))]},
-        )
+    folders = [tempfile.TemporaryDirectory(prefix="emoclip-app.", ignore_cleanup_errors=True) for _ in range(2)]
+    with folders[0] as visitors, folders[1] as drawn, suppress(KeyboardInterrupt):
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = visitors  # all that they send and get is in it
+        serve(build(pipe, example_video(Path(drawn))), options.port, Path(visitors))
+
+
+def serve(page: gr.Blocks, port: int | None, visitors: Path):
+    """Returns when the page is stopped, at once: Gradio alone would wait for visitors who still look at it."""
+    page.launch(
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        run_history=False,  # else each visitor's browser keeps the runs
+        footer_links=[],
+        max_file_size=f"{MOST_MEGABYTES}mb",
+        # Fonts of the visitor's machine, since Gradio's own come from Google.
+        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+        app_kwargs={"middleware": [Middleware(RoomForUploads, folder=visitors)]},
+        prevent_thread_lock=True,
+    )
+    try:
+        threading.Event().wait()
+    finally:
+        page.server.force_exit = True
+        page.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def _embed_arguments(sub: argparse.ArgumentParser):
 
 
 def _app_arguments(sub: argparse.ArgumentParser):
-    sub.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    sub.add_argument("--port", type=int, help="default: the first free one from 7860")
 
 
 ARGUMENTS = {
@@ -266,10 +266,13 @@ def embed(options: argparse.Namespace) -> int:
 
 
 def app(options: argparse.Namespace) -> int:
-    """The app of examples/app.py, in the browser of this machine."""
-    from examples.app import main as open_app
-
-    open_app([*([options.model] if options.model else []), "--port", str(options.port)])
+    """The app of examples/app.py, at an address of this machine, until Ctrl-C."""
+    try:
+        from examples.app import main as open_app
+    except ImportError as error:
+        raise ImportError(f'the app needs more packages: pip install "emoclip[demo]" ({error})') from None
+    port = [] if options.port is None else ["--port", str(options.port)]
+    open_app([*([options.model] if options.model else []), *port], load_pipeline)
     return 0
 
 

@@ -4,6 +4,7 @@
 python training/export.py outputs/synthetic_emoclip              writes outputs/synthetic_emoclip/hub
 python training/export.py outputs/synthetic_emoclip --push --repo me/emoclip       ... and pushes it, and loads it back
 python training/export.py outputs/synthetic_tiny_clip --as-clip examples/tiny_clip
+python training/export.py outputs/synthetic_emoclip --space outputs/space          the app with the model in it
 
 A repository that --push makes is public, unless --private; what was trained on licensed data is not made public
 without --i-have-the-right-to-publish. `run.push_to_hub` of a recipe pushes while training goes on.
@@ -30,6 +31,7 @@ from training.checkpoint import Progress, load_selected
 from training.hub_push import HubPusher, PushError, reason
 from training.model_card import THIS, data_sets, published_recipe, render_card, write_card  # noqa: F401
 from training.recipe import Recipe, load_recipe
+from training.space import SpaceError, write_space
 
 CUSTOM_PIPELINES = {
     TASK: {
@@ -42,11 +44,40 @@ RIGHT = "--i-have-the-right-to-publish"
 
 
 def main(arguments: list[str] | None = None):
+    options = parse_options(arguments)
+    if options.as_clip:
+        print(f"wrote {export_clip(options.run, options.as_clip)}")
+        return
+    try:
+        recipe = load_recipe(options.run / "recipe.yaml")
+        publishes_weights = options.push and not options.private and not options.space_model
+        if publishes_weights and not options.has_right:
+            refuse_licensed(recipe)
+        if not options.space_model:
+            hub_dir, difference = export(options.run, options.hub_dir or options.run / "hub", options.repo)
+            print(f"wrote {hub_dir}; loaded in another process, its logits differ by at most {difference:.1e}")
+        if options.space:
+            num_stretches = write_space(options.space, recipe, options.space_model or hub_dir)
+            print(f"wrote {options.space}; in another process it found {num_stretches} stretches in its example")
+        repo_id = options.repo or recipe.run.push_to_hub or options.run.resolve().name
+        if options.push and options.space:
+            print(push_space(options.space, HubPusher(repo_id, options.private, options.run, "space")))
+        elif options.push:
+            print(push(options.run, hub_dir, HubPusher(repo_id, options.private, options.run)))
+    except (PushError, SpaceError) as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, if what it asks for goes together."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="output folder of training/train.py")
     parser.add_argument("--hub-dir", type=Path, help="folder to write; default: RUN/hub")
     parser.add_argument("--as-clip", type=Path, metavar="DIR", help="write the towers as an ordinary CLIP checkpoint")
-    parser.add_argument("--push", action="store_true", help="push the folder to the Hub once it is checked")
+    parser.add_argument("--space", type=Path, metavar="DIR", help="write a Space too, which holds app and model")
+    parser.add_argument("--space-model", metavar="ORG/NAME", help="the Space loads this model instead, from the Hub")
+    parser.add_argument("--push", action="store_true", help="push the folder, or the Space, once it is checked")
     parser.add_argument("--repo", metavar="ORG/NAME", help="default: the recipe's run.push_to_hub, or the run's name")
     parser.add_argument("--private", action="store_true", help="only you may read the repository")
     parser.add_argument(RIGHT, action="store_true", dest="has_right", help="of what was trained on licensed data")
@@ -55,22 +86,13 @@ def main(arguments: list[str] | None = None):
         parser.error(f"{options.run} has no metrics.json: it is not the output folder of a finished training run")
     if (options.repo or options.private or options.has_right) and not options.push:
         parser.error(f"--repo, --private and {RIGHT} need --push")
-    if options.as_clip and options.push:
-        parser.error("--push pushes the model's own folder; it does not go with --as-clip")
-    if options.as_clip:
-        print(f"wrote {export_clip(options.run, options.as_clip)}")
-        return
-    try:
-        recipe = load_recipe(options.run / "recipe.yaml")
-        if options.push and not options.private and not options.has_right:
-            refuse_licensed(recipe)
-        hub_dir, difference = export(options.run, options.hub_dir or options.run / "hub", options.repo)
-        print(f"wrote {hub_dir}; loaded in another process, its logits differ by at most {difference:.1e}")
-        if options.push:
-            repo_id = options.repo or recipe.run.push_to_hub or options.run.resolve().name
-            print(push(options.run, hub_dir, HubPusher(repo_id, options.private, options.run)))
-    except PushError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    if options.as_clip and (options.push or options.space):
+        parser.error("--push and --space are of the model's own folder; they do not go with --as-clip")
+    if options.space_model and (options.hub_dir or not options.space):
+        parser.error("--space-model needs --space, and no --hub-dir")
+    if options.space and options.push and not options.repo:
+        parser.error("--push of a Space needs --repo")
+    return options
 
 
 def export(run_dir: Path, hub_dir: Path, repo: str | None = None) -> tuple[Path, float]:
@@ -152,6 +174,12 @@ def push(run_dir: Path, hub_dir: Path, pusher: HubPusher) -> str:
             f"pushed to {pusher.url}, but not loaded back: {last_line}; the folder is {hub_dir}"
         ) from error
     return f"pushed {pusher.url} ({visibility}); loaded back, its logits differ by at most {difference:.1e}"
+
+
+def push_space(space_dir: Path, pusher: HubPusher) -> str:
+    """Pushes what `write_space` wrote; returns a line on it. Raises a PushError, see `HubPusher.finish`."""
+    pusher.finish(space_dir, "EmoCLIP: the app")
+    return f"pushed {pusher.url} ({pusher.visibility()})"
 
 
 def refuse_licensed(recipe: Recipe):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders -> a model repository of the Hub, in the background while training goes on, and for certain at the end.
+"""Folders -> a repository of the Hub, in the background while training goes on, and for certain at the end.
 
 Training never waits for the network and never ends because of it: a checkpoint that cannot be pushed is tried again
 until a newer one takes its place. The thread only ever reads a snapshot that nobody else writes to.
@@ -31,7 +31,10 @@ ATTEMPTS = 6  # of the last push, for which somebody waits: over 2.5 minutes
 LONGEST_SILENCE, SILENCE_AT_THE_START = 300.0, 30.0
 REFUSALS_THAT_PASS = (408, 409, 412, 429)  # of the answers 4xx
 # Of an earlier push and not in this one: parts of other weights, pictures of other sets.
-STALE = ["model*.safetensors", "model.safetensors.index.json", "confusion_*.png"]
+STALE = {
+    "model": ["model*.safetensors", "model.safetensors.index.json", "confusion_*.png"],
+    "space": ["model/*", "model.txt"],
+}
 
 
 class PushError(Exception):
@@ -49,10 +52,11 @@ class HubPusher:
         repo_id: `org/name`, made if it does not exist; a name alone is a repository of the token's owner.
         private: whether only its owner may read it; one that is public already is then refused.
         output_dir: of the run; snapshots that wait are kept there, in `hub.pending` and `hub.pushing`.
+        repo_type: "model", or "space" for a folder of `training/space.py`.
     """
 
-    def __init__(self, repo_id: str, private: bool, output_dir: Path):
-        self.repo_id, self.private = repo_id, private
+    def __init__(self, repo_id: str, private: bool, output_dir: Path, repo_type: str = "model"):
+        self.repo_id, self.private, self.repo_type = repo_id, private, repo_type
         self.url: str | None = None
         self._pending, self._pushing = output_dir / "hub.pending", output_dir / "hub.pushing"
         self._changed = threading.Condition()  # guards the two fields below and the names of the two folders
@@ -73,7 +77,8 @@ class HubPusher:
                 self.repo_id = f"{user}/{self.repo_id}"
             if self.private and self.visibility() == "public":
                 raise PushError("it exists and is public; make it private or choose another", is_refusal=True)
-            self.url = str(HfApi().create_repo(self.repo_id, private=self.private, exist_ok=True))
+            kind = {"repo_type": self.repo_type} | ({"space_sdk": "gradio"} if self.repo_type == "space" else {})
+            self.url = str(HfApi().create_repo(self.repo_id, private=self.private, exist_ok=True, **kind))
         except Exception as error:  # a dozen classes of three libraries
             raise PushError(reason(error), is_refusal(error)) from error
         return self.url
@@ -81,7 +86,7 @@ class HubPusher:
     def visibility(self) -> str | None:
         """Of the repository as it is, which may be older than this run: "public" or "private"; `None` without one."""
         try:
-            return "private" if HfApi().model_info(self.repo_id).private else "public"
+            return "private" if HfApi().repo_info(self.repo_id, repo_type=self.repo_type).private else "public"
         except RepositoryNotFoundError:
             return None
 
@@ -174,7 +179,11 @@ class HubPusher:
             self.open()
         get_session().timeout = LONGEST_SILENCE  # the client makes a new session after some errors
         commit = HfApi().upload_folder(
-            repo_id=self.repo_id, folder_path=folder, commit_message=message, delete_patterns=STALE
+            repo_id=self.repo_id,
+            repo_type=self.repo_type,
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=STALE[self.repo_type],
         )
         return commit.oid
 

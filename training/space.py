@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported model -> a folder that is a Space: the app, the model and an example; tried before it is done.
 
-`training/export.py RUN --space` is the command. The app is examples/app.py as it is; `load_app` is for those who do
-not know where that lies.
+`training/export.py RUN --space DIR` is the command.
 """
 
 import dataclasses
-import importlib.util
+import platform
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import yaml
 
+from training.check_space import check_space
 from training.data import face_grammar, face_renderer, synthetic_faces
+from training.model_card import TAGS, data_sets, licence, render_card
+from training.recipe import Recipe
 
 APP = Path(__file__).resolve().parents[1] / "examples" / "app.py"
+# What the app and the model's code import, and what transformers needs for them; the Space itself brings gradio.
+REQUIRED = "torch torchvision transformers huggingface_hub safetensors numpy pillow av opencv-python-headless".split()
+REQUIRED += ["matplotlib", "pandas"]
+# A Space has no GPU unless somebody pays for one; these wheels are a tenth of those with CUDA.
+CPU_WHEELS = "--extra-index-url https://download.pytorch.org/whl/cpu"
 # What two people of the rendered set's test clips do in turn in the example; the numbers choose who they are.
 EXPRESSIONS = {
     "happiness": ("smile", "cheek_raise"),
@@ -42,9 +53,87 @@ def draw_example(path: Path) -> Path:
     return path
 
 
-def load_app():
-    """examples/app.py as a module, wherever this package is installed; a folder of examples is no package."""
-    spec = importlib.util.spec_from_file_location("emoclip_app", APP)
-    app = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(app)
-    return app
+class SpaceError(Exception):
+    """A Space was not written; the message says why."""
+
+
+def write_space(space_dir: Path, recipe: Recipe, model: Path | str) -> int:
+    """Writes and checks a Space; returns the number of stretches that it found in its example.
+
+    Nothing is left at `space_dir` unless the check succeeds; a Space that was there is replaced.
+
+    Args:
+        recipe: of the run that the model comes from; the README says what it was trained on.
+        model: an exported folder, which the Space then holds, or a Hub id, which it only names.
+
+    Raises:
+        SpaceError: the model has fixed classes, `space_dir` holds something else, a package of the app is not
+            installed, or the Space does not run.
+    """
+    if recipe.model.architecture != "EmoCLIPModel":
+        raise SpaceError(f"the model is an {recipe.model.architecture}, but the app needs one that takes any words")
+    if space_dir.exists() and any(space_dir.iterdir()) and not is_space(space_dir):
+        raise SpaceError(f"{space_dir} is not empty, and no Space: give a new folder")
+    space_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=space_dir.parent, prefix="space.unfinished.") as unfinished:
+        folder = Path(unfinished) / "space"
+        folder.mkdir()
+        if isinstance(model, Path):
+            shutil.copytree(model, folder / "model")
+        else:
+            (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
+        shutil.copy(APP, folder / "app.py")
+        draw_example(folder / "example.mp4")
+        (folder / "README.md").write_text(readme(recipe, model), encoding="utf-8")
+        (folder / "requirements.txt").write_text(requirements(), encoding="utf-8")
+        try:
+            num_stretches = check_space(folder)
+        except RuntimeError as error:
+            raise SpaceError(str(error)) from error
+        shutil.rmtree(space_dir, ignore_errors=True)
+        shutil.move(folder, space_dir)
+    return num_stretches
+
+
+def is_space(folder: Path) -> bool:
+    card = folder / "README.md"
+    return (folder / "app.py").is_file() and card.is_file() and "sdk: gradio" in card.read_text(encoding="utf-8")
+
+
+def readme(recipe: Recipe, model: Path | str) -> str:
+    """With the YAML that the Hub starts a Space by."""
+    model_id = None if isinstance(model, Path) else model
+    learnt = [one for one in data_sets(recipe) if one.is_learnt]
+    head = {
+        "title": "EmoCLIP",
+        "emoji": "🎭",
+        "colorFrom": "indigo",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": installed("gradio"),
+        "python_version": ".".join(platform.python_version_tuple()[:2]),
+        "app_file": "app.py",
+        **licence(learnt),
+        "short_description": "Any words for the expression on any face in any video",
+        "tags": TAGS,
+        **({"models": [model_id], "preload_from_hub": [model_id]} if model_id else {}),
+    }
+    return render_card(
+        "space.md",
+        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
+        model_id=model_id,
+        rendered_only=all(one.is_rendered for one in learnt),
+        sdk_version=head["sdk_version"],
+    )
+
+
+def requirements() -> str:
+    """The versions that the Space is checked with."""
+    return "\n".join([CPU_WHEELS, *(f"{name}=={installed(name)}" for name in REQUIRED)]) + "\n"
+
+
+def installed(name: str) -> str:
+    try:
+        return version(name).partition("+")[0]  # without "+cpu", which PyPI has not
+    except PackageNotFoundError:
+        raise SpaceError(f'a Space needs {name}, which is not installed: pip install "emoclip[demo]"') from None

@@ -29,7 +29,9 @@ def every_frame(metadata):
 
 def readers_of(pid: int) -> list[int]:
     """Processes that read videos, of a process or of all that descend from it."""
-    found = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     lines = [line.split(maxsplit=2) for line in found.splitlines()]
     family, readers = {pid}, []
     for _ in range(4):  # generations
