@@ -82,6 +82,8 @@ def test_training_imports_go_down(path):
         "export": 6,
         "calibrate": 6,
         "check_hub_folder": 6,
+        "check_space": 6,
+        "space": 6,
         "cache_frames": 6,
         "run_grid": 6,
         "evaluation": 5.5,

@@ -10,7 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from training.check_hub_folder import empty_cache
 
@@ -36,27 +39,49 @@ def check_space(folder: Path) -> int:
     Raises:
         RuntimeError: it does not start, or does not answer so.
     """
-    with tempfile.TemporaryDirectory(prefix="space.check.") as elsewhere:
+    with running(folder) as space:
+        return ask(space.url, folder / "example.mp4", space.temporary)
+
+
+class Space(NamedTuple):
+    url: str
+    process: subprocess.Popen
+    temporary: Path  # where it may write; what it downloads is there too
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Space]:
+    """Starts a Space in another process and directory, and ends it.
+
+    Raises:
+        RuntimeError: it does not start; and whatever was wrong with it, with what it printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="space.check.", ignore_cleanup_errors=True) as elsewhere:
         env = empty_cache(elsewhere) | {"TMPDIR": elsewhere}
         if (folder / "model").is_dir():
             env["HF_HUB_OFFLINE"] = "1"  # it holds all it needs
-        log = Path(elsewhere) / "log.txt"
-        port = free_port()
+        log, port = Path(elsewhere, "log.txt"), free_port()
         command = [sys.executable, "-Iu", "-c", START, str((folder / "app.py").resolve()), "--port", str(port)]
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": log.open("wb"), "stderr": subprocess.STDOUT}
-        with pipes["stdout"], subprocess.Popen(command, cwd=elsewhere, env=env, **pipes) as space:
-            try:
-                wait_for(space, log)
-                return ask(f"http://127.0.0.1:{port}", folder / "example.mp4", elsewhere)
-            except Exception as error:  # a dozen classes of the client
-                text = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-                raise RuntimeError(f"the Space does not run: {error}\n{text}") from error
-            finally:
-                space.terminate()
-                try:
-                    space.wait(10)
-                except subprocess.TimeoutExpired:
-                    space.kill()
+        with log.open("wb") as output:
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, cwd=elsewhere, env=env, **pipes)
+        try:
+            wait_for(process, log)
+            yield Space(f"http://127.0.0.1:{port}", process, Path(elsewhere))
+        except Exception as error:  # a dozen classes of the client
+            text = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            raise RuntimeError(f"the Space does not run: {error}\n{text}") from error
+        finally:
+            end(process)
+
+
+def end(process: subprocess.Popen):
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:
@@ -65,20 +90,20 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_for(space: subprocess.Popen, log: Path):
+def wait_for(process: subprocess.Popen, log: Path):
     end = time.monotonic() + LONGEST_START
     while b"Running on local URL" not in log.read_bytes():
-        if space.poll() is not None:
-            raise RuntimeError(f"it ended with exit code {space.returncode}")
+        if process.poll() is not None:
+            raise RuntimeError(f"it ended with exit code {process.returncode}")
         if time.monotonic() > end:
             raise RuntimeError(f"it did not start within {LONGEST_START:g} s")
         time.sleep(0.1)
 
 
-def ask(url: str, example: Path, downloads: str) -> int:
+def ask(url: str, example: Path, downloads: Path) -> int:
     from gradio_client import Client, handle_file
 
-    client = Client(url, download_files=downloads, verbose=False, analytics_enabled=False)
+    client = Client(url, download_files=str(downloads), verbose=False, analytics_enabled=False)
     try:
         answer = client.predict(video=handle_file(example), api_name="/timeline")
         table = next(part for part in answer if str(part).endswith(".csv"))

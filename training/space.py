@@ -84,7 +84,7 @@ def write_space(space_dir: Path, recipe: Recipe, model: Path | str) -> int:
             (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
         shutil.copy(APP, folder / "app.py")
         draw_example(folder / "example.mp4")
-        (folder / "README.md").write_text(readme(recipe, model), encoding="utf-8")
+        (folder / "README.md").write_text(readme(recipe, model) + "\n", encoding="utf-8")
         (folder / "requirements.txt").write_text(requirements(), encoding="utf-8")
         try:
             num_stretches = check_space(folder)
