@@ -80,7 +80,7 @@ def write_result(video: str, how: dict[str, Any], timeline) -> Result:
     for kind, write in (("csv", timeline.to_csv), ("json", timeline.to_json), ("srt", timeline.to_srt)):
         write(result.path(kind))
     place = timeline.plot(result.path("png")).axes[0].get_position()
-    return replace(result, lanes=(place.x0, place.x1))
+    return replace(result, lanes=(float(place.x0), float(place.x1)))
 
 
 def refusal(message: str) -> gr.Error:
