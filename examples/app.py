@@ -10,6 +10,7 @@ repository: a Space has a copy of it (training/space.py).
 
 import argparse
 import html
+import logging
 import os
 import signal
 import tempfile
@@ -56,7 +57,8 @@ SCORE = """**What a score means:** it compares *your words with each other* and 
 "bored" means that of these words "bored" fits the face best by far; it is not a 60 % chance that somebody is bored."""
 CSS = """.gradio-container {max-width: 1240px !important; margin: auto}
 #picture img, #stretches [role=gridcell], #found [role=gridcell] {cursor: pointer}
-@media (max-width: 700px) {#picture {contain: inline-size; overflow-x: auto} #picture img {min-width: 860px}}"""
+@media (max-width: 700px) {#picture, #stretches, #found {contain: inline-size; overflow-x: auto !important}
+ #picture > * {min-width: 860px} #stretches *, #found * {font-size: 13px !important}}"""
 
 PROGRESS = gr.Progress(track_tqdm=True)  # a default by which Gradio knows that a function wants it
 
@@ -357,6 +359,7 @@ def serve(page: gr.Blocks, port: int | None, visitors: Path):
     try:
         threading.Event().wait()
     finally:
+        logging.getLogger("uvicorn.error").disabled = True  # it calls this an error
         page.server.force_exit = True
         page.close(verbose=False)
 

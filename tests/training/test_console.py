@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -115,3 +116,17 @@ def test_models_it_takes(clip_dir, clip, tmp_path, capsys, monkeypatch):
     EmoCLIPForPromptClassification.from_clip(clip_dir, class_descriptions=texts).save_pretrained(tmp_path)
     assert main(["classify", str(clip), "--model", str(tmp_path)]) == 1
     assert "has fixed classes" in capsys.readouterr().err
+
+
+def test_the_app_gets_the_model_and_says_what_it_lacks(model_dir, capsys, monkeypatch):
+    opened = []
+    fake = types.ModuleType("examples.app")
+    fake.main = lambda arguments, load: opened.append((arguments, load))
+    monkeypatch.setitem(sys.modules, "examples.app", fake)
+    assert main(["app", "--model", str(model_dir), "--port", "7861"]) == 0
+    assert opened == [([str(model_dir), "--port", "7861"], load_pipeline)]
+    monkeypatch.delitem(sys.modules, "examples.app")
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
+    assert main(["app", "--model", str(model_dir)]) == 1
+    error = capsys.readouterr().err
+    assert 'pip install "emoclip[demo]"' in error and "gradio" in error and error.count("\n") == 1
