@@ -58,7 +58,8 @@ SCORE = """**What a score means:** it compares *your words with each other* and 
 CSS = """.gradio-container {max-width: 1240px !important; margin: auto}
 #picture img, #stretches [role=gridcell], #found [role=gridcell] {cursor: pointer}
 @media (max-width: 700px) {#picture, #stretches, #found {contain: inline-size; overflow-x: auto !important}
- #picture > * {min-width: 860px} #stretches *, #found * {font-size: 13px !important}}"""
+ #picture > * {min-width: 860px} #stretches *, #found * {font-size: 12px !important}
+ #stretches :is(th, td, [role=gridcell]) > *, #found :is(th, td, [role=gridcell]) > * {padding: 4px !important}}"""
 
 PROGRESS = gr.Progress(track_tqdm=True)  # a default by which Gradio knows that a function wants it
 

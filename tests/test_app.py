@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import av
 import numpy as np
 import pandas
 import pytest
@@ -112,6 +113,9 @@ def test_what_is_downloaded_is_what_the_pipeline_says(client, space_dir, clip):
     assert np.allclose(downloaded[numbers].astype(float), expected[numbers].astype(float), atol=1e-3)
     assert Path(table).name == "my clip.csv" and len(json.loads(Path(as_json).read_text())["windows"]) == 4
     assert Path(srt).read_text().startswith("1\n00:00:00,000 --> ")
+    drawn = client.predict(api_name="/annotate")
+    with av.open(drawn["value"] if isinstance(drawn, dict) else drawn) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 40
     others = client.predict(handle_file(clip), "fear\ncalm", WHOLE_FRAME, 2, 1, api_name="/timeline")
     assert "calm" in pandas.read_csv(next(part for part in others if str(part).endswith("csv"))).columns[-1]
 
