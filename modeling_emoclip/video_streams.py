@@ -72,6 +72,9 @@ def read_stream(
         table = _frame_table(source, name, limits)
         found = _read_by_time(source, table, choose_frames, name) if table.is_usable else None
         return found or _read_by_counting(source, choose_frames, name, limits)
+    except av.error.ArgumentError:  # what FFmpeg says of pictures that are too large
+        too_large = f"or its pictures have more pixels than max_pixels, {limits.max_pixels:,}"
+        raise VideoDecodeError(f"{name} {_UNREADABLE}, {too_large}") from None
     except av.error.FFmpegError as error:
         raise VideoDecodeError(f"{name} {_UNREADABLE} ({error.strerror})") from None
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads damaged videos as the package reads them, in a process that is watched from outside.
+
+python tests/fuzz_video.py [--number 2000] [--seed 0] [--in-process] [--record]
+
+Each file must be decoded, or be one error that names it. What goes wrong otherwise is printed and makes the exit
+status 1: a crash or a hang of the caller, another error, memory that grows. With --in-process there is no guarded
+process, and a crash is the caller's: it is counted, and the next file is read in a new one. --record puts the counts
+into docs/reliability.json, from which `python tests/reliability.py` writes the table of docs/reliability.md.
+"""
+
+import argparse
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+from tqdm import tqdm
+from video_mutations import Mutation, make_videos, mutations
+
+from modeling_emoclip.video_decoding import read_video
+from modeling_emoclip.video_limits import VideoDecodeError
+
+TIME_LIMIT = 10.0  # seconds for a file, of `VideoLimits`
+HANG = 3 * TIME_LIMIT  # after which the caller is taken for hung
+LARGEST_GROWTH = 0.05  # of the caller's memory, from the second tenth of the run to the last
+
+
+def first_middle_last(metadata) -> np.ndarray:
+    """Frames that make a decoder look at the whole file."""
+    last = metadata.total_num_frames - 1
+    return np.unique([0, last // 2, last])
+
+
+def outcome(path: Path, guarded: bool) -> str:
+    """What reading the file came to: "decoded", "refused", "ended for its time", "crashed its decoder", or what must
+    not be: "wrong error: ..."."""
+    try:
+        frames, _ = read_video(path, first_middle_last, limits={"time_limit": TIME_LIMIT}, guarded=guarded)
+    except VideoDecodeError as error:
+        if path.name not in str(error):
+            return f"wrong error: does not name {path.name}: {error}"
+        if "not read within" in str(error):
+            return "ended for its time"
+        return "crashed its decoder" if "crashed its decoder" in str(error) else "refused"
+    except Exception as error:
+        return f"wrong error: {type(error).__name__}: {error}"
+    return "decoded" if frames.dtype == np.uint8 and frames.ndim == 4 and len(frames) else "wrong error: no frames"
+
+
+def read_all(damaged: Iterator[Mutation], folder: Path, guarded: bool) -> Iterator[dict]:
+    """A record of each file: its name, what came of it, seconds, and the bytes of memory of this process."""
+    process = psutil.Process()
+    for mutation in damaged:
+        path, start = folder / mutation.name, time.perf_counter()
+        path.write_bytes(mutation.data)
+        result = outcome(path, guarded)
+        path.unlink()
+        seconds = time.perf_counter() - start
+        about = {"name": mutation.name, "container": mutation.container, "kind": mutation.kind}
+        yield about | {"outcome": result, "seconds": seconds, "memory": process.memory_info().rss}
+
+
+def watched(arguments: list[str], number: int) -> Iterator[dict]:
+    """The records of a process that reads all files; it is started again, one file on, when it crashes or hangs."""
+    done = 0
+    while done < number:
+        command = [sys.executable, __file__, *arguments, "--child", str(done)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1)
+        patience = 10 * HANG  # until torch is imported
+        while done < number:
+            ready, _, _ = select.select([child.stdout], [], [], patience)
+            line = child.stdout.readline() if ready else ""
+            if not line:
+                child.kill()
+                why = f"crashed the caller ({child.wait()})" if ready else "hung the caller"
+                yield {"name": f"file {done}", "outcome": why}
+                done += 1
+                break
+            yield json.loads(line)
+            done, patience = done + 1, HANG
+        child.stdout.close()
+        child.wait()
+
+
+def summary(records: list[dict]) -> dict:
+    """Counts of what came of the files, the slowest one, and how much memory grew."""
+    memory = [record["memory"] for record in records if "memory" in record]
+    tenth = max(1, len(memory) // 10)
+    counts = Counter(record["outcome"].partition(":")[0].partition(" (")[0] for record in records)
+    return {
+        "files": len(records),
+        "containers": dict(Counter(record["container"] for record in records if "container" in record)),
+        "kinds": len({record["kind"] for record in records if "kind" in record}),
+        "outcomes": dict(counts.most_common()),
+        "slowest_seconds": max(record.get("seconds", 0) for record in records),
+        "memory_growth": float(np.median(memory[-tenth:]) / np.median(memory[tenth : 2 * tenth]) - 1),
+    }
+
+
+def main() -> int:
+    """The command; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--in-process", action="store_true", help="without the guarded process")
+    parser.add_argument("--record", action="store_true", help="into docs/reliability.json")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            damaged = islice(mutations(make_videos(Path(folder)), options.number, options.seed), options.child, None)
+            for record in read_all(damaged, Path(folder), not options.in_process):
+                print(json.dumps(record), flush=True)
+        return 0
+    arguments = [argument for argument in sys.argv[1:] if argument != "--record"]
+    records = list(tqdm(watched(arguments, options.number), total=options.number, unit="file"))
+    result = summary(records)
+    for record in records:
+        if "caller" in record["outcome"] or record["outcome"].startswith("wrong"):
+            print(record["name"], record["outcome"])
+    print(json.dumps(result, indent=2))
+    if options.record:
+        from reliability import record
+
+        record("fuzz_in_process" if options.in_process else "fuzz_guarded", result)
+    bad = [name for name in result["outcomes"] if "caller" in name or name.startswith("wrong")]
+    return int(bool(bad) or result["memory_growth"] > LARGEST_GROWTH)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
