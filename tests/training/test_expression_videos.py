@@ -314,10 +314,24 @@ def test_leftovers_nesting_links_and_blanks_do_not_matter(build, tmp_path, monke
     (tmp_path / "link").mkdir()
     for path in root.iterdir():
         (tmp_path / "link" / path.name).symlink_to(path)
-    assert named(build(builder_class, tmp_path / "link", config)) == plain
+    assert named(build(builder_class, tmp_path / "link", config, allow_outside=True)) == plain
     monkeypatch.chdir(root.parent)
     rows = build(builder_class, "set/", config)
     assert named(rows) == plain and Path(rows["train"][0]["frames"]).is_absolute()
+
+
+@pytest.mark.parametrize("what", ["clip", "image"])
+def test_links_that_lead_out_of_the_folder_must_be_allowed(build, tmp_path, what):
+    root = trees.make_dfew(tmp_path / "set", "common")
+    moved = next(path for path in sorted(root.rglob("*.jpg")))
+    moved = moved.parent if what == "clip" else moved
+    place = tmp_path / "elsewhere" / moved.name
+    place.parent.mkdir()
+    moved.rename(place)
+    moved.symlink_to(place)
+    with pytest.raises(ValueError, match=rf"line \d+: {moved if what == 'clip' else moved.parent} leads to {place}"):
+        build(DFEW, root, "fold1")
+    assert named(build(DFEW, root, "fold1", allow_outside=True)) == DFEW_ROWS
 
 
 def test_hidden_lists_do_not_matter(build, tmp_path):

@@ -253,3 +253,13 @@ def test_streaming_two_processes_and_pickle(build, tmp_path, clip):
     assert {split: list(part) for split, part in builder.as_dataset().items()} == rows
     assert pickle.loads(pickle.dumps(OwnVideos)) is OwnVideos
     assert pickle.loads(pickle.dumps(builder)).read_clips() == builder.read_clips()
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "{parent}/secret"])
+def test_a_table_does_not_reach_out_of_its_folder(build, tmp_path, name):
+    root = write_table(tmp_path / "set", f"file_name,label\na,joy\n{name.format(parent=tmp_path)},anger\n")
+    trees.write_frames(tmp_path / "secret")
+    with pytest.raises(ValueError, match=rf"metadata\.csv, line 3: .* leads to {tmp_path}/secret, outside {root}/"):
+        build(root)
+    assert len(build(root, allow_outside=True)["train"]) == 2
+    assert len(build(root, on_error="skip")["train"]) == 1

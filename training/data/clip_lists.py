@@ -119,3 +119,16 @@ def count_images(folder: str) -> int:
 def is_clip(path: str) -> bool:
     """Whether a path is a file, or a folder with images."""
     return not os.path.isdir(path) or count_images(path) > 0
+
+
+def leads_outside(path: str, folder: str) -> str | None:
+    """Where a clip, or an image in its folder, really lies, if that is outside a folder.
+
+    Args:
+        folder: without links, with a separator at the end.
+    """
+    paths = [path]
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:
+            paths += [entry.path for entry in entries if entry.is_symlink()]
+    return next((place for place in map(os.path.realpath, paths) if not place.startswith(folder)), None)

@@ -23,6 +23,7 @@ from .clip_lists import (
     count_images,
     find,
     is_clip,
+    leads_outside,
     list_media,
     our_spelling,
     path_parts,
@@ -54,12 +55,15 @@ class ExpressionVideosConfig(datasets.BuilderConfig):
             crops, on which both papers work.
         on_error: "raise", or "skip" to leave clips out that are missing, empty or of another number of frames than
             listed, with a warning. What is wrong with a list itself is an error in any case.
+        allow_outside: whether a clip may lie outside `data_dir`, by `..`, an absolute path or a link. A list is often
+            somebody else's, and what it names is read, copied and perhaps published.
     """
 
     fold: int = 0
     label_order: list[str] | None = None
     media: str | None = None
     on_error: str = "raise"
+    allow_outside: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -224,6 +228,12 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         if not clip.media or not os.path.exists(clip.media):
             missing = clip.media or f"{clip.clip_id!r} in {self.media_folder}"
             raise ValueError(f"{clip.source}: there is no {missing}")
+        place = None if self.config.allow_outside else leads_outside(clip.media, self.real_root)
+        if place is not None:
+            raise ValueError(
+                f"{clip.source}: {clip.media} leads to {place}, outside {self.real_root}; allowed with "
+                "allow_outside=True (data.options.allow_outside=true in a recipe)"
+            )
         is_folder = os.path.isdir(clip.media)
         if is_folder != (self.media_column == "frames"):
             what = "folder, but files" if is_folder else "file, but folders"
@@ -269,6 +279,11 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         if not root.is_dir():
             raise FileNotFoundError(f"data_dir {root} is not a folder")
         return root.absolute()
+
+    @cached_property
+    def real_root(self) -> str:
+        """The user's folder without links, with a separator at the end."""
+        return os.path.join(os.path.realpath(self.root()), "")
 
     @cached_property
     def media_folder(self) -> Path:
