@@ -10,7 +10,7 @@ emoclip app                                              all of it in the browse
 --model is an exported folder, a repository of the Hub, or a CLIP such as openai/clip-vit-base-patch32, which then
 scores with the mean of its frames; without it the environment variable EMOCLIP_MODEL. A label may bring its
 descriptions: "calm: a relaxed face; closed lips". --json prints for machines. Exit status: 0; 1 if a video could not
-be read; 2 for wrong arguments.
+be read; 2 for wrong arguments; 130 after Ctrl-C.
 """
 
 import argparse
@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ERRORS as error:
         print(f"emoclip: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
