@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 # Python tells the hook of every file, connection, program and pickled class that it is about to use.
 LOAD_AND_CALL = """
 import json, os, sys
-import av, decord, torch, torchvision, transformers  # what they read and start when they are imported is their business
+import av, decord, torch, torchvision, transformers  # what they read when they are imported is their business
 from transformers import pipeline
 folder, clip, report = sys.argv[1:]
 events = []

@@ -58,33 +58,30 @@ def test_classify_in_a_process_of_its_own(model_dir, clip, tmp_path):
     assert "no.mp4 does not exist" in second["error"] and done.returncode == 1 and done.stderr == ""
 
 
+CLASSIFY_MANY = """
+import sys
+from training.console import load_pipeline, main
+folder, clip, num_workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if num_workers:
+    load_pipeline(folder)(1000 * [clip], candidate_labels=["a", "b"], num_workers=num_workers)
+sys.exit(main(["classify", *1000 * [clip], "--model", folder, "--labels", "a", "b", "--json"]))
+"""
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_ctrl_c_ends_it_at_once_with_all_that_it_started(model_dir, clip, tmp_path, num_workers):
-    script = (
-        "import sys; from training.console import load_pipeline, main\n"
-        "if sys.argv[3] == '0':\n"
-        "    sys.exit(main(['classify', *1000 * [sys.argv[2]], '--model', sys.argv[1], '--labels', 'a', 'b', '--json']))\n"
-        "pipe = load_pipeline(sys.argv[1])\n"
-        "for scores in pipe(1000 * [sys.argv[2]], candidate_labels=['a', 'b'], num_workers=2):\n"
-        "    print(scores, flush=True)\n"
-    )
-    # A pipeline that is given a list answers when all of it is done: with workers the first sign is that they are there.
-    command = [sys.executable, "-c", script, str(model_dir), str(clip), str(num_workers)]
+def test_ctrl_c_ends_it_with_all_that_it_started(model_dir, clip, num_workers):
+    command = [sys.executable, "-c", CLASSIFY_MANY, str(model_dir), str(clip), str(num_workers)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    family = psutil.Process(process.pid)
     if num_workers == 0:
-        assert process.stdout.readline()
-    while len(family.children(recursive=True)) < 1 + num_workers:
+        assert process.stdout.readline()  # the first answer
+    while len(children := psutil.Process(process.pid).children(recursive=True)) < 1 + num_workers:
         assert process.poll() is None
         time.sleep(0.05)
-    children = family.children(recursive=True)
-    start = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - start < 15  # two seconds where nobody else is at work
-    gone, alive = psutil.wait_procs(children, timeout=2)
+    _, errors = process.communicate(timeout=20)  # docs/reliability.md has how long it takes
+    _, alive = psutil.wait_procs(children, timeout=2)
     assert not alive
-    assert process.returncode == (130 if num_workers == 0 else -signal.SIGINT)
+    assert process.returncode == (-signal.SIGINT if num_workers else 130)
     assert num_workers or not errors
 
 

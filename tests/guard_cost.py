@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What reading in another process costs: 16 frames of a video, guarded and not, in turns; and how Ctrl-C ends a command.
+
+python tests/guard_cost.py [--record]
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from video_mutations import write_noise
+
+from modeling_emoclip.video_decoding import read_video
+
+TURNS = 40
+SIZES = {"96 x 64": (96, 64), "640 x 480": (640, 480), "1920 x 1080": (1920, 1080)}
+# The first answer is printed, and then the answers go on.
+CLASSIFY = """
+import sys
+from training.console import main
+sys.exit(main(["classify", *10000 * [sys.argv[2]], "--model", sys.argv[1], "--labels", "a smile", "a frown", "--json"]))
+"""
+MODEL = Path(__file__).parents[1] / "examples" / "tiny_clip"
+
+
+def sixteen(metadata) -> np.ndarray:
+    return np.linspace(0, metadata.total_num_frames - 1, 16).round().astype(int)
+
+
+def cost(path: Path) -> dict:
+    """Medians over turns."""
+    seconds = {True: [], False: []}
+    for _ in range(TURNS):
+        for guarded, found in seconds.items():
+            start = time.perf_counter()
+            read_video(path, sixteen, guarded=guarded)
+            found.append(time.perf_counter() - start)
+    guarded, plain = (float(np.median(seconds[key][2:])) for key in (True, False))
+    return {"guarded_ms": 1000 * guarded, "in_process_ms": 1000 * plain, "ratio": guarded / plain}
+
+
+def seconds_to_end(path: Path) -> float:
+    """From Ctrl-C to the end of the command."""
+    command = [sys.executable, "-c", CLASSIFY, str(MODEL), str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    process.stdout.readline()
+    start = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate()
+    return time.perf_counter() - start
+
+
+def main():
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="into docs/reliability.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = {"turns": TURNS, "costs": {}}
+        for name, (width, height) in SIZES.items():
+            path = write_noise(Path(folder) / f"{width}.mp4", num_frames=50, width=width, height=height)
+            result["costs"][name] = cost(path)
+        result["ctrl_c_seconds"] = sorted(seconds_to_end(path) for _ in range(5))
+    print(json.dumps(result, indent=2))
+    if options.record:
+        from reliability import record
+
+        record("guard_cost", result)
+
+
+if __name__ == "__main__":
+    main()
