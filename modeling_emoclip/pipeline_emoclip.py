@@ -248,12 +248,14 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     def class_embeds(self, texts_by_label: LabelTexts) -> torch.Tensor:
         """`(C, D)` of a label set, encoded the first time it is asked for and kept."""
         key = tuple(texts_by_label.values())
-        if key not in self._class_embeds:
-            self._class_embeds[key] = encode_labels(texts_by_label, self._encode_texts)
-        self._class_embeds.move_to_end(key)
+        # Each step is safe beside other threads', which a lock would be too, but not in workers that are spawned.
+        embeds = self._class_embeds.pop(key, None)
+        if embeds is None:
+            embeds = encode_labels(texts_by_label, self._encode_texts)
+        self._class_embeds[key] = embeds
         while len(self._class_embeds) > self._max_label_sets:
             self._class_embeds.popitem(last=False)
-        return self._class_embeds[key]
+        return embeds
 
     def _encode_texts(self, texts: list[str]) -> torch.Tensor:
         inputs = self.processor(text=texts, return_tensors="pt").to(self.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reading in another process costs: 16 frames of a video, guarded and not, in turns; and how Ctrl-C ends a command.
+"""What reading in another process costs, 16 frames of a video guarded and not in turns; and how soon Ctrl-C ends it.
 
 python tests/guard_cost.py [--record]
 """
@@ -25,7 +25,7 @@ SIZES = {"96 x 64": (96, 64), "640 x 480": (640, 480), "1920 x 1080": (1920, 108
 CLASSIFY = """
 import sys
 from training.console import main
-sys.exit(main(["classify", *10000 * [sys.argv[2]], "--model", sys.argv[1], "--labels", "a smile", "a frown", "--json"]))
+sys.exit(main(["classify", *10000 * [sys.argv[2]], "--model", sys.argv[1], "--labels", "a", "b", "--json"]))
 """
 MODEL = Path(__file__).parents[1] / "examples" / "tiny_clip"
 

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +83,27 @@ def test_the_checkpoints_descriptions_stand_for_their_labels(pipe, clips):
     assert scores == pipe(clips[0], candidate_labels=written_out)
     by_template = pipe(clips[0], candidate_labels=["happiness", "anger"], hypothesis_template="{}")
     assert by_template == pipe(clips[0], candidate_labels={"happiness": "happiness", "anger": "anger"})
+
+
+def test_several_threads_may_use_it_at_once(pipe, clips, monkeypatch):
+    monkeypatch.setattr(pipe, "_max_label_sets", 2)  # so that they throw out each other's
+    label_sets = [[f"a face of kind {kind}", "a smile"] for kind in range(5)]
+    tasks = [(clip, labels) for clip in clips for labels in label_sets]
+    expected = [pipe(clip, candidate_labels=labels) for clip, labels in tasks]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            assert list(threads.map(lambda task: pipe(task[0], candidate_labels=task[1]), tasks)) == expected
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_read_what_the_process_itself_reads(pipe, clips, method):
+    expected = pipe(clips, candidate_labels=LABELS)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        assert pipe(clips, candidate_labels=LABELS, num_workers=2) == expected
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_saved_folder_loads_through_transformers_pipeline(pipe, clips, tmp_path):
