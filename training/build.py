@@ -2,6 +2,7 @@
 """From a recipe to what the loop needs: the one place that knows what kinds of experiments there are."""
 
 import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterable
@@ -238,9 +239,18 @@ def validation_name(data: DataRecipe) -> str | None:
 
 
 def load_builder(source: DataRecipe | DataSource, cache_dir: str | None = None) -> datasets.DatasetBuilder:
-    """The builder `module.Class` of training/data, configured."""
+    """The builder `module.Class` of training/data, configured.
+
+    Raises:
+        ValueError: `source.builder` names none; a recipe may be somebody else's and cannot name other code.
+    """
     module, _, name = source.builder.rpartition(".")
-    builder_class = getattr(importlib.import_module(f"training.data.{module}"), name)
+    spec = importlib.util.find_spec(f"training.data.{module}") if module.isidentifier() else None
+    builder_class = getattr(importlib.import_module(spec.name), name, None) if spec else None
+    if not (isinstance(builder_class, type) and issubclass(builder_class, datasets.DatasetBuilder)):
+        raise ValueError(
+            f"data.builder is {source.builder!r}, but must be `module.Class` of a builder in training/data"
+        )
     options = dict(source.options)
     if source.data_dir is not None:
         options["data_dir"] = source.data_dir

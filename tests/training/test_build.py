@@ -9,7 +9,8 @@ from transformers import AutoModel, CLIPTokenizer
 
 from modeling_emoclip import EmoCLIPForVideoRegression
 from training import train
-from training.build import SPECIAL_TOKENS, train_tokenizer
+from training.build import SPECIAL_TOKENS, load_builder, train_tokenizer
+from training.recipe import DataSource
 
 FROZEN = '{"(vision_model|text_model)\\\\..*|(visual|text)_projection\\\\..*|logit_scale": null, ".*": 1e-2}'
 
@@ -33,6 +34,14 @@ def test_models_with_classes(make_recipe, tmp_path, architecture, trains_vision)
     assert metrics["final"]["own"]["labels"] == ["happiness", "sadness"]
     model = AutoModel.from_pretrained(tmp_path)
     assert type(model).__name__ == architecture and model.config.label2id == {"happiness": 0, "sadness": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["os.path", "..train.main", "publish.main", "synthetic_faces.os", "nowhere.Set", "Set"]
+)
+def test_a_recipe_names_builders_and_no_other_code(name):
+    with pytest.raises(ValueError, match=rf"data\.builder is '{name}', but must be a `module\.Class`"):
+        load_builder(DataSource(builder=name))
 
 
 def test_targets(make_recipe, tmp_path):
