@@ -79,7 +79,7 @@ def _encode(pipe, clips: list[BatchFeature]) -> np.ndarray:
     if len({clip.shape[1:] for clip in pixels}) > 1:
         return np.concatenate([_encode(pipe, [clip]) for clip in clips])
     padded = {"pixel_values_videos": pad_sequence(pixels, True), "frame_mask": pad_sequence(masks, True)}
-    inputs = BatchFeature(padded).to(pipe.device, pipe.dtype)
+    inputs = pipe.with_frame_embeds(BatchFeature(padded).to(pipe.device, pipe.dtype))
     return pipe.model.get_video_features(**inputs).pooler_output.float().cpu().numpy()
 
 

@@ -76,12 +76,11 @@ class WindowScorer:
     def _encode(self, crops: list[Crop]) -> list[torch.Tensor]:
         if not crops:
             return []
-        processor, model = self.pipe.processor.video_processor, self.pipe.model
+        processor = self.pipe.processor.video_processor
         options = {"do_sample_frames": False, "return_tensors": "pt"}
         pixels = torch.cat([processor(crop.pixels[None], **options)["pixel_values_videos"][0] for crop in crops])
         with self.pipe.device_placement():
-            pooled = model.vision_model(pixel_values=pixels.to(model.device, model.dtype)).pooler_output
-            return list(model.visual_projection(pooled))
+            return list(self.pipe.encode_frames(pixels))
 
 
 __all__ = ["Frame", "WindowScorer"]

@@ -16,7 +16,9 @@ from .background_texts import BACKGROUND_TEXTS
 from .embeddings import VideoEmbeddings, embed_videos
 from .face_clip import check_whose, face_clip
 from .faces import FaceDetector, load_face_detector
+from .frame_encoder import FrameEncoder
 from .prompts import LabelTexts, encode_labels, parse_labels
+from .read_ahead import PipelinedIterator
 from .scores import Scoring, make_scoring
 from .timeline import EmotionTimeline, make_timeline
 from .video_frames import NO_FACE
@@ -32,7 +34,20 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
 
     >>> pipe = pipeline(model="org/emoclip", trust_remote_code=True)
     >>> pipe("clip.mp4", candidate_labels=["amused", "bored", "about to cry"])
-    ```"""
+    ```
+
+    Frames are encoded as fast as the machine can where that is safe; docs/performance.md says what it gains. The model
+    itself stays as it is, and so does what `pipe.model` computes.
+
+    Args:
+        dtype (`str` or `torch.dtype`, *optional*): of the image tower. `"auto"`, which is the default of
+            `transformers.pipeline`, is bfloat16 where the processor or GPU has instructions for it and the model is in
+            float32; a dtype that is given is kept to. A pipeline made from the class itself does as the model is.
+        int8 (`bool`, defaults to `False`): the image tower's linear layers in 8 bits, on a CPU: faster where there is
+            no fast bfloat16, and less exact.
+        compile (`bool`, defaults to `False`): torch.compile for the image tower; needs a C++ compiler and a minute.
+        model, processor, device, batch_size, num_workers: as of every pipeline.
+    """
 
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
@@ -40,9 +55,10 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     _max_label_sets = 64
     parse_labels = staticmethod(parse_labels)
 
-    def __init__(self, **kwargs):
+    def __init__(self, *, dtype: str | torch.dtype | None = None, int8: bool = False, compile: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.tokenizer = self.processor.tokenizer  # transformers refuses to batch without a tokenizer
+        self.encode_frames = FrameEncoder(self.model, dtype, int8, compile)
         self._class_embeds: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._detectors: dict[str, FaceDetector] = {}
 
@@ -233,8 +249,21 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         if texts_by_label is None:
             raise ValueError(f"{TASK} needs candidate_labels: a list of labels or a dict label -> description(s)")
         face_found = {name: model_inputs.pop(name) for name in ("face_found",) if name in model_inputs}
-        outputs = self.model(**model_inputs, text_embeds=self.class_embeds(texts_by_label))
+        outputs = self.model(**self.with_frame_embeds(model_inputs), text_embeds=self.class_embeds(texts_by_label))
         return {"logits_per_video": outputs.logits_per_video} | face_found
+
+    def with_frame_embeds(self, model_inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`frame_embeds (B, T, D)` in the place of `pixel_values_videos`, if those are there."""
+        inputs = dict(model_inputs)
+        if "pixel_values_videos" in inputs:
+            pixel_values = inputs.pop("pixel_values_videos")
+            frame_embeds = self.encode_frames(pixel_values.flatten(0, 1))
+            inputs["frame_embeds"] = frame_embeds.unflatten(0, pixel_values.shape[:2])
+        return inputs
+
+    def get_iterator(self, inputs, num_workers: int, *args, **kwargs):
+        iterator = super().get_iterator(inputs, num_workers, *args, **kwargs)
+        return iterator if num_workers else PipelinedIterator(iterator)
 
     def postprocess(self, model_outputs, scoring: Scoring, no_face: str = "frame"):
         (scores,) = scoring.scores(model_outputs["logits_per_video"])

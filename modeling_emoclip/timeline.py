@@ -225,6 +225,7 @@ class _TimelineMaker:
 
     def __init__(self, pipe, face_crops: FaceCrops, num_frames: int, stride: int, batch_size: int):
         self.model, self.processor, self.face_crops = pipe.model, pipe.processor.video_processor, face_crops
+        self.encode_frames = pipe.encode_frames
         self.num_frames, self.stride, self.batch_size = num_frames, stride, batch_size  # stride in steps of the grid
         self.num_steps = self.next_start = 0
         self.crops: list[Crop] = []  # in the newest frame
@@ -273,9 +274,8 @@ class _TimelineMaker:
     def _encode(self):
         for first in range(0, len(self.waiting), self.batch_size):
             batch = self.waiting[first : first + self.batch_size]
-            pixels = torch.stack([crop.pixels for crop in batch]).to(self.model.device, self.model.dtype)
-            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-            for crop, embed in zip(batch, self.model.visual_projection(pooled), strict=True):
+            embeds = self.encode_frames(torch.stack([crop.pixels for crop in batch]))
+            for crop, embed in zip(batch, embeds, strict=True):
                 crop.pixels, crop.embed = None, embed
         self.waiting = []
 

@@ -31,6 +31,8 @@ FLOORS = {
     "face_clip": 4,
     "embeddings": 4,
     "background_texts": 0,
+    "frame_encoder": 1,
+    "read_ahead": 0,
     "timeline_files": 3.5,
     "alignment": 4,
     "timeline_pictures": 4,
@@ -49,7 +51,7 @@ LOADING_SCRIPTS = {
 ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "av"}
 ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
 STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
-STANDARD |= set("json logging math operator os pathlib re threading time typing".split())
+STANDARD |= set("warnings json logging math operator os pathlib re threading time typing".split())
 STANDARD |= set("atexit faulthandler queue select signal struct subprocess sys weakref".split())  # the guarded process
 
 

@@ -133,12 +133,8 @@ def test_frames_without_the_person_are_masked(pipe, film, timeline):
 
 def test_each_crop_is_encoded_once_however_much_windows_overlap(clip_dir, film, monkeypatch):
     pipe, encoded = make_pipe(clip_dir, num_frames=16), []
-    encode = pipe.model.vision_model.forward
-    monkeypatch.setattr(
-        pipe.model.vision_model,
-        "forward",
-        lambda pixel_values: encoded.append(len(pixel_values)) or encode(pixel_values),
-    )
+    encode = pipe.encode_frames
+    monkeypatch.setattr(pipe, "encode_frames", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
     timeline = pipe.timeline(film, LABELS, window=1.6, stride=0.1, detector=find_squares, **QUIET)
     assert timeline.stride == pytest.approx(0.1)
     assert sum(encoded) == len(timeline.tracks) == 60 + 30
