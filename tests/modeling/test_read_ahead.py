@@ -65,7 +65,8 @@ def test_an_error_comes_after_the_items_before_it():
 
     seen = []
     with pytest.raises(OSError, match="the disk is gone"):
-        seen.extend(map(seen.append, read_ahead(items())))
+        for item in read_ahead(items()):
+            seen.append(item)
     assert seen == [0, 1, 2] and not threads()
 
 
