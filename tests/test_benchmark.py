@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark runs, and says something in each of its lines; what it measures of a tiny model means nothing."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("benchmark")
+
+
+def test_lines_are_measured_judged_and_put_into_the_page(benchmark, tmp_path, capsys):
+    page, path = tmp_path / "performance.md", tmp_path / "measured.json"
+    report = importlib.import_module("benchmark_parts.report")
+    page.write_text(f"by hand\n{report.START}\nold\n{report.END}\nalso by hand\n")
+    parts = ["encoding", "calls", "gpu", "tried", "growth"]
+    benchmark.main(["--smoke", "--json", str(path), "--page", str(page), "--parts", *parts])
+    measured, text = json.loads(path.read_text()), page.read_text()
+    assert {line["part"] for line in measured["lines"]} == {"1 encoding", "2 mp4 to scores", "7 GPU", "tried"}
+    printed = capsys.readouterr().out
+    for line in measured["lines"]:
+        assert line["what"] in text and line["what"] in printed
+        assert line["value"] is not None or (line["note"] and line["holds"] is None)  # a gap is explained
+    shares = [line["value"] for line in measured["lines"] if line["what"].startswith("share of ")]
+    assert len(shares) == 4 and sum(shares) == pytest.approx(100)
+    assert text.startswith("by hand\n") and text.endswith("\nalso by hand\n") and "old" not in text
+    assert (tmp_path / "performance_growth.png").stat().st_size > 5000
+
+
+def test_a_goal_that_is_missed_is_called_missed(benchmark):
+    measuring = importlib.import_module("benchmark_parts.measuring")
+    assert measuring.Line("1", "speed", 5.9, least=6).holds is False
+    assert measuring.Line("1", "speed", 6.0, least=6).holds is True
+    assert measuring.Line("1", "cost", 1.3, most=1.25).holds is False
+    assert measuring.Line("1", "cost", None, most=1.25).holds is None
+
+
+def test_the_code_for_a_gpu_runs(benchmark, tmp_path):
+    devices = importlib.import_module("benchmark_parts.devices")
+    sizes = importlib.import_module("benchmark_parts.measuring").SMOKE
+    lines = devices.encoding_on(sizes, "cpu", "tiny") + devices.calls_on(sizes, "cpu", tmp_path)
+    assert len(lines) == 5 and all(line.value > 0 for line in lines)
+
+
+def test_bfloat16_is_emulated_as_processors_round(benchmark):
+    encoding = importlib.import_module("benchmark_parts.encoding")
+    measuring = importlib.import_module("benchmark_parts.measuring")
+    model, frames = measuring.make_model(measuring.SMOKE), measuring.random_frames(measuring.SMOKE, 4)
+    with torch.no_grad():
+        emulated = encoding.in_bfloat16(model, frames, torch.float32)
+        real = encoding.in_bfloat16(model, frames, torch.bfloat16)
+        exact = encoding.FrameEncoder(model)(frames)
+    assert not torch.equal(emulated, exact)
+    assert (emulated - real).abs().max() < 0.02 * exact.abs().max()
