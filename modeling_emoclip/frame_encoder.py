@@ -38,7 +38,7 @@ class FrameEncoder:
 
     Args:
         model: `EmoCLIPModel`.
-        dtype: of the image tower: `"auto"` is `fast_dtype`, `None` the model's.
+        dtype: of the image tower: `"fast"` is `fast_dtype`, `None` the model's.
         int8: round the tower's linear layers to 8 bits, their inputs frame by batch as they come; on a CPU only.
         compile: let torch.compile make one program of the tower, for each number of frames that comes.
 
@@ -47,11 +47,11 @@ class FrameEncoder:
     """
 
     def __init__(self, model, dtype: torch.dtype | str | None = None, int8: bool = False, compile: bool = False):
-        if isinstance(dtype, str) and dtype != "auto":
+        if isinstance(dtype, str) and dtype != "fast":
             dtype = getattr(torch, dtype, dtype)
-        if not (dtype in (None, "auto") or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
-            raise ValueError(f"dtype is {dtype!r}, but must be 'auto', None, or a torch dtype of floats")
-        if int8 and (dtype not in (None, "auto", torch.float32) or model.device.type != "cpu"):
+        if not (dtype in (None, "fast") or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            raise ValueError(f"dtype is {dtype!r}, but must be 'fast', None, or a torch dtype of floats")
+        if int8 and (dtype not in (None, "fast", torch.float32) or model.device.type != "cpu"):
             raise ValueError(f"int8 needs float32 on a CPU, but dtype is {dtype} and the model on {model.device}")
         self.model, self.wanted, self.int8, self.compile = model, dtype, int8, compile
         self._made: tuple[list, nn.Module] | None = None  # from which weights, and what
@@ -61,7 +61,7 @@ class FrameEncoder:
         """Of the image tower."""
         if self.int8:
             return torch.float32
-        if self.wanted == "auto":
+        if self.wanted == "fast":
             return fast_dtype(self.model)
         return self.wanted or self.model.dtype
 

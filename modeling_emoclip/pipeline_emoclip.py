@@ -36,13 +36,14 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     >>> pipe("clip.mp4", candidate_labels=["amused", "bored", "about to cry"])
     ```
 
-    Frames are encoded as fast as the machine can where that is safe; docs/performance.md says what it gains. The model
-    itself stays as it is, and so does what `pipe.model` computes.
+    docs/performance.md says what the next options gain and cost. With each of them the model itself stays as it is,
+    and so does what `pipe.model` computes.
 
     Args:
-        dtype (`str` or `torch.dtype`, *optional*): of the image tower. `"auto"`, which is the default of
-            `transformers.pipeline`, is bfloat16 where the processor or GPU has instructions for it and the model is in
-            float32; a dtype that is given is kept to. A pipeline made from the class itself does as the model is.
+        fast (`bool`, defaults to `False`): the image tower in bfloat16 where the processor or GPU has instructions for
+            it and the model is in float32, else as it is. Some answers near a tie change.
+        dtype (`str` or `torch.dtype`, *optional*): of the image tower, if not the model's; `transformers.pipeline`
+            loads the model in it.
         int8 (`bool`, defaults to `False`): the image tower's linear layers in 8 bits, on a CPU: faster where there is
             no fast bfloat16, and less exact.
         compile (`bool`, defaults to `False`): torch.compile for the image tower; needs a C++ compiler and a minute.
@@ -55,10 +56,19 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     _max_label_sets = 64
     parse_labels = staticmethod(parse_labels)
 
-    def __init__(self, *, dtype: str | torch.dtype | None = None, int8: bool = False, compile: bool = False, **kwargs):
+    def __init__(
+        self,
+        *,
+        dtype: str | torch.dtype | None = None,
+        fast: bool = False,
+        int8: bool = False,
+        compile: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.tokenizer = self.processor.tokenizer  # transformers refuses to batch without a tokenizer
-        self.encode_frames = FrameEncoder(self.model, dtype, int8, compile)
+        dtype = None if dtype == "auto" else dtype  # transformers' word for the checkpoint's own
+        self.encode_frames = FrameEncoder(self.model, "fast" if fast else dtype, int8, compile)
         self._class_embeds: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._detectors: dict[str, FaceDetector] = {}
 

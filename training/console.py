@@ -158,7 +158,7 @@ def load_pipeline(name: str) -> ZeroShotVideoClassificationPipeline:
         raise ValueError(f"{name} is an {config.architectures[0]}, which has fixed classes: give an EmoCLIPModel")
     else:  # not `transformers.pipeline`, which would take the code of the folder
         model, processor = EmoCLIPModel.from_pretrained(name), EmoCLIPProcessor.from_pretrained(name)
-    return ZeroShotVideoClassificationPipeline(model=model, processor=processor, dtype="auto")
+    return ZeroShotVideoClassificationPipeline(model=model, processor=processor)
 
 
 def labels_of(options: argparse.Namespace, pipe) -> dict[str, list[str] | None]:

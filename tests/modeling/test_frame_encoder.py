@@ -74,13 +74,13 @@ def test_bfloat16_is_chosen_where_the_processor_has_instructions_for_it(monkeypa
     wide, narrow = make_model(256), make_model(64)
     for instructions, expected in (({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=instructions: found)
-        assert fast_dtype(wide) is FrameEncoder(wide, "auto").dtype is expected
+        assert fast_dtype(wide) is FrameEncoder(wide, "fast").dtype is expected
         assert fast_dtype(narrow) is torch.float32
         assert FrameEncoder(wide, torch.float32).dtype is FrameEncoder(wide).dtype is torch.float32
     assert fast_dtype(make_model(256).half()) is torch.float16
 
 
-def test_transformers_pipeline_chooses_and_its_dtype_wins(clip_dir, write_clip, tmp_path, monkeypatch):
+def test_transformers_pipeline_takes_the_choice(clip_dir, write_clip, tmp_path, monkeypatch):
     model = EmoCLIPModel.from_clip(clip_dir, temporal_num_layers=1)
     processor = EmoCLIPProcessor.from_clip(clip_dir, num_frames=4)
     model.save_pretrained(tmp_path)
@@ -89,7 +89,7 @@ def test_transformers_pipeline_chooses_and_its_dtype_wins(clip_dir, write_clip, 
     expected = ZeroShotVideoClassificationPipeline(model=model, processor=processor)(clip, LABELS)
     monkeypatch.setattr("modeling_emoclip.frame_encoder._WIDE", 1)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    for given, dtype in (({}, torch.bfloat16), ({"dtype": "float32"}, torch.float32)):
+    for given, dtype in (({"fast": True}, torch.bfloat16), ({}, torch.float32), ({"dtype": "float32"}, torch.float32)):
         pipe = pipeline(task, model=str(tmp_path), **given)
         assert pipe.encode_frames.dtype is dtype and pipe.model.dtype is torch.float32
         scores = {entry["label"]: entry["score"] for entry in pipe(clip, LABELS)}
@@ -101,8 +101,8 @@ def test_transformers_pipeline_chooses_and_its_dtype_wins(clip_dir, write_clip, 
 
 
 def test_a_dtype_that_is_none_is_refused(model):
-    for wrong in ("fast", torch.int8, 16):
-        with pytest.raises(ValueError, match="must be 'auto', None, or a torch dtype of floats"):
+    for wrong in ("faster", torch.int8, 16):
+        with pytest.raises(ValueError, match="must be 'fast', None, or a torch dtype of floats"):
             FrameEncoder(model, wrong)
 
 
