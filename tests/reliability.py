@@ -5,6 +5,7 @@ python tests/fuzz_video.py --number 3000 --record
 python tests/fuzz_video.py --number 3000 --in-process --record
 python tests/long_run.py --record
 python tests/hostile_files.py --record
+python tests/guard_cost.py --record
 python tests/reliability.py
 """
 
@@ -37,6 +38,20 @@ def fuzz_row(what: str, result: dict) -> list[str]:
     return [what, how_often, happened]
 
 
+def cost_rows(result: dict) -> list[list[str]]:
+    """Of guard_cost.py."""
+    read = ", ".join(f"{one['ratio']:.2f} for {size}" for size, one in result["costs"].items())
+    ends = result["ctrl_c_seconds"]
+    return [
+        ["16 frames of a video, guarded against in the caller", f"{result['turns']} turns", f"times as long: {read}"],
+        [
+            "Ctrl-C while `emoclip classify` works",
+            f"{len(ends)} times",
+            f"ended after {ends[len(ends) // 2]:.1f} s (median; the longest {ends[-1]:.1f} s)",
+        ],
+    ]
+
+
 def rows(records: dict) -> list[list[str]]:
     """What was done to it, how often, what happened."""
     long_run, hostile = records["long_run"], records["hostile_files"]
@@ -48,6 +63,7 @@ def rows(records: dict) -> list[list[str]]:
             f"{long_run['calls']:,} calls",
             f"{long_run['errors']:,} clear errors; memory {long_run['memory_growth']:+.1%}",
         ],
+        *cost_rows(records["guard_cost"]),
         *(
             [one["what"], "1 file", f"{one['outcome']}; {max(one['megabytes'], 0):.0f} MB more than a usual video"]
             for one in hostile["files"]

@@ -71,7 +71,7 @@ def write_noise(path: Path, codec: str = "libx264", num_frames: int = 25, width:
             stream.codec_context.gop_size, stream.bit_rate = 8, 300_000
         for index in range(num_frames):
             pixels = np.ascontiguousarray(noise[:, 3 * index : 3 * index + width])
-            pixels[: height // 2] = 9 * index
+            pixels[: height // 2] = 9 * index % 256
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
