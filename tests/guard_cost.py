@@ -62,7 +62,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="into docs/reliability.json")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it starts in the background deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made it deaf to it
     with tempfile.TemporaryDirectory() as folder:
         result = {"turns": TURNS, "costs": {}}
         for name, (width, height) in SIZES.items():
