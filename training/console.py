@@ -10,12 +10,13 @@ emoclip app                                              all of it in the browse
 --model is an exported folder, a repository of the Hub, or a CLIP such as openai/clip-vit-base-patch32, which then
 scores with the mean of its frames; without it the environment variable EMOCLIP_MODEL. A label may bring its
 descriptions: "calm: a relaxed face; closed lips". --json prints for machines. Exit status: 0; 1 if a video could not
-be read; 2 for wrong arguments; 130 after Ctrl-C.
+be read; 2 for wrong arguments.
 """
 
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -47,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"emoclip: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        # As a program does that knows nothing of Ctrl-C: Python itself would take seconds to put torch away.
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+        raise
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
