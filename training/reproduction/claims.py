@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""claims.yaml: which runs there are, and what is compared. It says itself how it is written."""
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from huggingface_hub.dataclasses import strict
+
+from training.recipe import Recipe, load_recipe
+
+FOLDER = Path(__file__).parent
+
+
+@strict
+@dataclass
+class Row:
+    """One recipe with overrides, run for every seed."""
+
+    title: str
+    recipe: str
+    """Name of a file of this folder."""
+    overrides: list[str] = field(default_factory=list)
+    each: list[str] = field(default_factory=list)
+    """A run for each of these overrides; their clips are taken together."""
+    seeds: list[int] | None = None
+    """Other ones than all rows have, as one for what is not random."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    row: str
+    seed: int
+    part: int | None = None
+    """Index in `each`."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "_".join([self.row, *([] if self.part is None else [f"part{self.part}"]), f"seed{self.seed}"])
+
+
+@strict
+@dataclass
+class Comparison:
+    """Two rows, each on one of its evaluation sets by one metric; see claims.yaml."""
+
+    than: str
+    better: str | None = None
+    no_better: str | None = None
+    on: str = "test"
+    metric: str = "uar"
+    than_on: str | None = None
+    than_metric: str | None = None
+    margin: float = 0.02
+    more_than: Any = None
+    note: str = ""
+
+    def __post_init__(self):
+        if (self.better is None) == (self.no_better is None):
+            raise ValueError(f"a comparison with {self.than} must have either `better` or `no_better`")
+        if self.more_than is not None:
+            self.more_than = Comparison(**self.more_than)
+
+    @property
+    def operands(self) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
+        """Row, evaluation set and metric of each side."""
+        first = (self.better or self.no_better, self.on, self.metric)
+        return first, (self.than, self.than_on or self.on, self.than_metric or self.metric)
+
+
+@strict
+@dataclass
+class Claim:
+    """What is claimed, by whom, and the comparisons that decide about it."""
+
+    claim: str
+    source: str
+    comparisons: list
+    note: str = ""
+
+    def __post_init__(self):
+        self.comparisons = [Comparison(**one) for one in self.comparisons]
+
+
+@strict
+@dataclass
+class Tuning:
+    """Values of one setting that were tried on the validation clips; the row that is used is among them."""
+
+    used: str
+    tried: list[str]
+    on: str = "validation"
+    metric: str = "uar"
+
+
+@strict
+@dataclass
+class Curve:
+    """One method at growing shares of the training clips."""
+
+    title: str
+    rows: list[str]
+    on: str = "test"
+
+
+@strict
+@dataclass
+class Claims:
+    """All of claims.yaml."""
+
+    seeds: list[int]
+    sizes: dict[str, int]
+    common: list[str]
+    rows: dict
+    parts: dict = field(default_factory=dict)
+    """Title -> claims."""
+    tuning: list = field(default_factory=list)
+    curves: list = field(default_factory=list)
+    published: list = field(default_factory=list)
+    summary: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.rows = {name: Row(**row) for name, row in self.rows.items()}
+        self.parts = {title: [Claim(**one) for one in claims] for title, claims in self.parts.items()}
+        self.tuning = [Tuning(**one) for one in self.tuning]
+        self.curves = [Curve(**one) for one in self.curves]
+
+    def runs(self) -> list[Run]:
+        """All of them: one row after the other, so that what is complete is whole."""
+        return [
+            Run(name, seed, part)
+            for name, row in self.rows.items()
+            for seed, part in product(row.seeds or self.seeds, range(len(row.each)) if row.each else [None])
+        ]
+
+    def overrides(self, run: Run) -> list[str]:
+        """What makes the row's recipe this run, with `$names` as they stand in claims.yaml."""
+        row = self.rows[run.row]
+        return [*self.common, *row.overrides, *([] if run.part is None else [row.each[run.part]])]
+
+    def needs(self, run: Run) -> list[Run]:
+        """Runs whose results this one starts from."""
+        names = {match["named"] for text in self.overrides(run) for match in Template.pattern.finditer(text)}
+        return [Run(name, run.seed) for name in self.rows if name in names]
+
+    def recipe(self, run: Run, output_dir: Path) -> Recipe:
+        """Of a run in its folder of `output_dir`."""
+        names = self.sizes | {needed.row: output_dir / needed.name for needed in self.needs(run)}
+        overrides = [Template(text).substitute(names) for text in self.overrides(run)]
+        overrides += [f"run.output_dir={output_dir / run.name}", f"run.seed={run.seed}", "run.resume=true"]
+        return load_recipe(FOLDER / f"{self.rows[run.row].recipe}.yaml", overrides)
+
+
+def load_claims(path: Path = FOLDER / "claims.yaml", fast: bool = False) -> Claims:
+    """Reads it; `fast` is the small version.
+
+    Raises:
+        ValueError, TypeError: a field that is unknown or of the wrong type.
+    """
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    small = values.pop("fast", {})
+    if fast:
+        values |= small
+        values["rows"] = {name: row | {"seeds": values["seeds"]} for name, row in values["rows"].items()}
+    return Claims(**values)
