@@ -7,7 +7,10 @@ What is done is not run again: stopped at any time, the same command goes on. Th
 """
 
 import argparse
-import os
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -33,9 +36,22 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"claims.yaml has no row {', '.join(unknown)}; it has {', '.join(claims.rows)}")
     output_dir = options.output or ROOT / "outputs" / ("reproduction_fast" if options.fast else "reproduction")
     runs = [run for run in claims.runs() if options.rows is None or run.row in options.rows]
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
-    run_missing(claims, output_dir, runs)
+    torch.set_num_threads(1)  # the tensors are too small to be shared among threads
+    with helpers(arguments, options.processes - 1):
+        run_missing(claims, output_dir, runs)
 
 
+@contextlib.contextmanager
+def helpers(arguments: list[str] | None, number: int) -> Iterator[None]:
+    """So many processes of the same command, which share the runs with this one and end with it."""
+    command = [sys.executable, "-m", "training.reproduce", *(sys.argv[1:] if arguments is None else arguments)]
+    started = [subprocess.Popen([*command, "--processes", "1"], cwd=ROOT) for _ in range(number)]
+    try:
+        yield
+        for process in started:
+            process.wait()
+    finally:
+        for process in started:
+            process.terminate()
 if __name__ == "__main__":
     main()
