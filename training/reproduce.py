@@ -53,5 +53,7 @@ def helpers(arguments: list[str] | None, number: int) -> Iterator[None]:
     finally:
         for process in started:
             process.terminate()
+
+
 if __name__ == "__main__":
     main()

@@ -28,6 +28,8 @@ class Row:
     """A run for each of these overrides; their clips are taken together."""
     seeds: list[int] | None = None
     """Other ones than all rows have, as one for what is not random."""
+    values: dict = field(default_factory=dict)
+    """Of `$names` in the overrides, besides the sizes."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,10 @@ class Comparison:
     than: str
     better: str | None = None
     no_better: str | None = None
-    on: str = "test"
+    clips: str = "test"
     metric: str = "uar"
-    than_on: str | None = None
+    than_clips: str | None = None
     than_metric: str | None = None
-    margin: float = 0.02
     more_than: Any = None
     note: str = ""
 
@@ -70,8 +71,8 @@ class Comparison:
     @property
     def operands(self) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
         """Row, evaluation set and metric of each side."""
-        first = (self.better or self.no_better, self.on, self.metric)
-        return first, (self.than, self.than_on or self.on, self.than_metric or self.metric)
+        first = (self.better or self.no_better, self.clips, self.metric)
+        return first, (self.than, self.than_clips or self.clips, self.than_metric or self.metric)
 
 
 @strict
@@ -95,7 +96,7 @@ class Tuning:
 
     used: str
     tried: list[str]
-    on: str = "validation"
+    clips: str = "validation"
     metric: str = "uar"
 
 
@@ -106,7 +107,7 @@ class Curve:
 
     title: str
     rows: list[str]
-    on: str = "test"
+    clips: list[str]
 
 
 @strict
@@ -115,9 +116,13 @@ class Claims:
     """All of claims.yaml."""
 
     seeds: list[int]
+    margin: float
+    """A gain that is surely smaller is none."""
     sizes: dict[str, int]
     common: list[str]
     rows: dict
+    sets: dict[str, str] = field(default_factory=dict)
+    """Evaluation set -> its title."""
     parts: dict = field(default_factory=dict)
     """Title -> claims."""
     tuning: list = field(default_factory=list)
@@ -140,19 +145,21 @@ class Claims:
         ]
 
     def overrides(self, run: Run) -> list[str]:
-        """What makes the row's recipe this run, with `$names` as they stand in claims.yaml."""
+        """What makes the row's recipe this run; `$names` of folders stay."""
         row = self.rows[run.row]
-        return [*self.common, *row.overrides, *([] if run.part is None else [row.each[run.part]])]
+        texts = [*self.common, *row.overrides, *([] if run.part is None else [row.each[run.part]])]
+        return [Template(text).safe_substitute(self.sizes | row.values) for text in texts]
 
     def needs(self, run: Run) -> list[Run]:
         """Runs whose results this one starts from."""
         names = {match["named"] for text in self.overrides(run) for match in Template.pattern.finditer(text)}
-        return [Run(name, run.seed) for name in self.rows if name in names]
+        seeds = {name: row.seeds or self.seeds for name, row in self.rows.items() if name in names}
+        return [Run(name, run.seed if run.seed in known else known[0]) for name, known in seeds.items()]
 
     def recipe(self, run: Run, output_dir: Path) -> Recipe:
         """Of a run in its folder of `output_dir`."""
-        names = self.sizes | {needed.row: output_dir / needed.name for needed in self.needs(run)}
-        overrides = [Template(text).substitute(names) for text in self.overrides(run)]
+        folders = {needed.row: output_dir.resolve() / needed.name for needed in self.needs(run)}
+        overrides = [Template(text).substitute(folders) for text in self.overrides(run)]
         overrides += [f"run.output_dir={output_dir / run.name}", f"run.seed={run.seed}", "run.resume=true"]
         return load_recipe(FOLDER / f"{self.rows[run.row].recipe}.yaml", overrides)
 

@@ -132,7 +132,10 @@ def confidence(folder: Path, table: pd.DataFrame, names: list[str], scale: float
     if not set(columns) <= set(fitted_on.columns):
         return {}
     references = np.array([names.index(label) for label in fitted_on["label"]])
-    temperature = fit_temperature(fitted_on[columns].to_numpy() * scale, references)
+    try:
+        temperature = fit_temperature(fitted_on[columns].to_numpy() * scale, references)
+    except ValueError:  # all right, or no better than chance: there is none
+        return {}
     logits = table[columns].to_numpy() * scale
     return {
         "temperature": temperature,
