@@ -127,8 +127,16 @@ class Claims:
     """Title -> claims."""
     tuning: list = field(default_factory=list)
     curves: list = field(default_factory=list)
+    shares: list[str] = field(default_factory=list)
+    """Of the clips, in the order of a curve's rows."""
+    tried: str = ""
+    """What was tuned and how, in words."""
+    consequences: str = ""
+    """What was changed because of the results."""
     published: list = field(default_factory=list)
+    """The papers' numbers: title, scores by data set, source."""
     summary: list = field(default_factory=list)
+    """Rows of the README's table."""
 
     def __post_init__(self):
         self.rows = {name: Row(**row) for name, row in self.rows.items()}
@@ -147,7 +155,16 @@ class Claims:
     def overrides(self, run: Run) -> list[str]:
         """What makes the row's recipe this run; `$names` of folders stay."""
         row = self.rows[run.row]
-        texts = [*self.common, *row.overrides, *([] if run.part is None else [row.each[run.part]])]
+        return self._filled(row, [*self.common, *row.overrides, *([] if run.part is None else [row.each[run.part]])])
+
+    def differences(self, row: str) -> list[str]:
+        """The row's own overrides, in short; those of `each` as one."""
+        own = self.rows[row]
+        return self._filled(
+            own, [*own.overrides, *([f"each of {len(own.each)}: {own.each[0]}, ..."] if own.each else [])]
+        )
+
+    def _filled(self, row: Row, texts: list[str]) -> list[str]:
         return [Template(text).safe_substitute(self.sizes | row.values) for text in texts]
 
     def needs(self, run: Run) -> list[Run]:
