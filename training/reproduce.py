@@ -18,8 +18,11 @@ from pathlib import Path
 
 import torch
 
-from training.reproduction import document, records
+from training.reproduction import records
 from training.reproduction.claims import Claims, load_claims
+from training.reproduction.document import write_document
+from training.reproduction.numbers import Results
+from training.reproduction.readme import readme_block, write_block
 from training.reproduction.runs import ROOT, collect, run_missing
 
 DOCUMENT, README = ROOT / "docs" / "reproduction.md", ROOT / "README.md"
@@ -65,11 +68,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def write(claims: Claims, kept: Path, target: Path, readme: Path | None) -> None:
     """Document, pictures, and the README's block."""
-    found = records.load_kept(kept)
-    document.write(claims, found, target)
+    results = Results(claims, records.load_kept(kept))
+    write_document(results, target)
     print(f"wrote {target}")
     if readme is not None:
-        document.write_block(readme, document.readme_block(claims, found))
+        write_block(readme, readme_block(results))
         print(f"wrote the results of {readme}")
 
 

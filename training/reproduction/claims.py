@@ -135,8 +135,8 @@ class Claims:
     """What was changed because of the results."""
     published: list = field(default_factory=list)
     """The papers' numbers: title, scores by data set, source."""
-    summary: list = field(default_factory=list)
-    """Rows of the README's table."""
+    summary: dict[str, list[str]] = field(default_factory=dict)
+    """`rows` and `sets` of the README's table."""
 
     def __post_init__(self):
         self.rows = {name: Row(**row) for name, row in self.rows.items()}

@@ -89,7 +89,7 @@ class Results:
         return Score(metric, seeds, outcomes[0]["clips"].tolist(), outcomes[0]["groups"].tolist(), sums)
 
     def _outcome(self, row: str, seed: int, clips: str) -> dict[str, np.ndarray]:
-        """Of one seed what is known of each clip `(N, ...)`: the parts' clips together, in the order of their names."""
+        """Of one seed what is known of each clip `(N, ...)`: all parts' clips, in the order of their names."""
         parts = [one["sets"][clips] for one in self.records[row] if one["seed"] == seed]
         parts = [{"groups": part["clips"]} | part for part in parts]
         found = {name: np.concatenate([part[name] for part in parts]) for name in PER_CLIP if name in parts[0]}
@@ -128,6 +128,10 @@ class Results:
         verdicts = {finding.verdict for finding in findings}
         return next(v for v in (FAILS, NOT_RUN, UNDECIDED, HOLDS) if v in verdicts), findings
 
+    def judge_all(self) -> dict[str, list[tuple[Claim, str, list[Finding]]]]:
+        """Of each part its claims, with verdict and comparisons."""
+        return {part: [(one, *self.judge(one)) for one in claims] for part, claims in self.claims.parts.items()}
+
 
 def resampled(scores: list[Score], seed: int = 0) -> list[np.ndarray]:
     """`(R, S)` of each: the same clips are drawn for all of them and all their seeds."""
@@ -145,9 +149,9 @@ def resampled(scores: list[Score], seed: int = 0) -> list[np.ndarray]:
 
 
 def over_drawn_seeds(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """`(R, S)` -> `(R,)`: the mean over S seeds drawn with replacement. A few of them drawn so would spread too little,
-    by (S - 1) / S in variance, which is made up for."""
-    num_resamples, num_seeds = values.shape
+    """`(R, S)` -> `(R,)`: the mean over S seeds drawn with replacement. So few would spread too little, by (S - 1) / S
+    in variance, which is made up for."""
+    num_seeds = values.shape[1]
     if num_seeds == 1:
         return values[:, 0]
     drawn = np.random.default_rng(seed).integers(num_seeds, size=values.shape)

@@ -76,7 +76,7 @@ def draw_gains(path: Path, judged: dict, name_of: Callable[[Comparison], str], m
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvspan(0, 100 * margin, color="gold", alpha=0.25, linewidth=0)
     axes.set_xscale("symlog", linthresh=5, linscale=1.5)
-    ticks = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50]
+    ticks = [-50, -15, -5, -2, 0, 2, 5, 15, 50]
     axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set(ylim=(height + 0.5, -0.8), yticks=[], xlim=(-75, 75))
@@ -106,7 +106,7 @@ def draw_curves(path: Path, results: Results) -> None:
     figure = Figure(figsize=(4.8 * len(sets), 3.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(sets)))
     for axes, clips in zip(panels, sets, strict=True):
-        for curve, color in zip(claims.curves, METHOD_COLORS, strict=False):
+        for number, (curve, color) in enumerate(zip(claims.curves, METHOD_COLORS, strict=True)):
             if clips not in curve.clips:
                 continue
             points = [(x, score) for x, row in enumerate(curve.rows) if (score := results.score(row, clips))]
@@ -115,7 +115,14 @@ def draw_curves(path: Path, results: Results) -> None:
             bounds = np.array([[abs(100 * bound - value) for bound in score.interval]
                                for score, value in zip(scores, values, strict=True)]).reshape(-1, 2)  # fmt: skip
             axes.errorbar(
-                places, values, bounds.T, marker="o", markersize=4, capsize=3, color=color, label=curve.title
+                np.array(places) + 0.03 * number,
+                values,
+                bounds.T,
+                marker="o",
+                markersize=4,
+                capsize=3,
+                color=color,
+                label=curve.title,
             )
         axes.set_xticks(range(len(claims.shares)), claims.shares)
         axes.set(xlabel="share of the training clips", ylabel="UAR, percent")

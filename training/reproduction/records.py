@@ -21,9 +21,9 @@ def keep(records: list[dict], claims: Claims, path: Path) -> None:
     wanted = used_scores(claims)
     shared: list[dict] = []
     lines = [json.dumps(_shortened(record, wanted, shared)) for record in records]
-    texts = ",\n".join(json.dumps(one) for one in shared), ",\n".join(lines)
+    shared_text, runs_text = ",\n".join(json.dumps(one) for one in shared), ",\n".join(lines)
     with whole_file(path) as unfinished:
-        unfinished.write_text('{"shared": [\n%s\n], "runs": [\n%s\n]}\n' % texts, encoding="utf-8")
+        unfinished.write_text(f'{{"shared": [\n{shared_text}\n], "runs": [\n{runs_text}\n]}}\n', encoding="utf-8")
 
 
 def load_kept(path: Path) -> list[dict]:
@@ -47,7 +47,7 @@ def used_scores(claims: Claims) -> set[tuple[str, str, str]]:
         used.update(comparison.operands)
     used |= {(row, clips, "uar") for curve in claims.curves for row in curve.rows for clips in curve.clips}
     used |= {(row, one.clips, one.metric) for one in claims.tuning for row in (one.used, *one.tried)}
-    used |= {(one["row"], one["clips"], "uar") for one in claims.summary}
+    used |= {(row, clips, "uar") for row in claims.summary["rows"] for clips in claims.summary["sets"]}
     return used | {(row, "test", "uar") for row in claims.rows}
 
 
