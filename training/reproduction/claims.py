@@ -178,7 +178,11 @@ class Claims:
         folders = {needed.row: output_dir.resolve() / needed.name for needed in self.needs(run)}
         overrides = [Template(text).substitute(folders) for text in self.overrides(run)]
         overrides += [f"run.output_dir={output_dir / run.name}", f"run.seed={run.seed}", "run.resume=true"]
-        return load_recipe(FOLDER / f"{self.rows[run.row].recipe}.yaml", overrides)
+        return load_recipe(self.recipe_file(run), overrides)
+
+    def recipe_file(self, run: Run) -> Path:
+        """Of its row."""
+        return FOLDER / f"{self.rows[run.row].recipe}.yaml"
 
 
 def load_claims(path: Path = FOLDER / "claims.yaml", fast: bool = False) -> Claims:

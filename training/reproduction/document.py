@@ -31,23 +31,33 @@ def write_document(results: Results, document: Path) -> None:
     claims, pictures = results.claims, document.with_suffix("")
     judged = results.judge_all()
     pictures.mkdir(parents=True, exist_ok=True)
-    draw_contact_sheet(pictures / "contact_sheet.png")
+    draw_contact_sheet(pictures / "contact_sheet.jpg")
     draw_gains(pictures / "gains.png", judged, lambda one: "; ".join(comparison_text(one, claims)), claims.margin)
     draw_curves(pictures / "curves.png", results)
+    with whole_file(document) as path:
+        path.write_text(document_text(results, judged, pictures.name), encoding="utf-8")
+
+
+def document_text(results: Results, judged: dict, pictures: str) -> str:
+    """All of it.
+
+    Args:
+        judged: from `results.judge_all()`.
+        pictures: the folder of the pictures beside the document.
+    """
     sections = [
         (FOLDER / "head.md").read_text(encoding="utf-8").strip(),
         missing(results),
         f"## Verdicts\n\n{verdict_table(judged)}",
-        f"![Gains of all comparisons with their 95 % intervals, coloured by verdict]({pictures.name}/gains.png)",
+        f"![Gains of all comparisons with their 95 % intervals, coloured by verdict]({pictures}/gains.png)",
         consequences(results),
         *(part_section(part, some, results) for part, some in judged.items()),
-        curves(results, pictures.name),
+        curves(results, pictures),
         tuning(results),
-        rendered_set(results, pictures.name),
+        rendered_set(results, pictures),
         all_rows(results),
     ]
-    with whole_file(document) as path:
-        path.write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def missing(results: Results) -> str:
@@ -112,7 +122,7 @@ def rendered_set(results: Results, folder: str) -> str:
     movements = {name: ", ".join(f"{one} {p:g}" for one, p in parts) or "nothing" for name, parts in emotions.items()}
     rows = [[name, kind[name], movements[name]] for name in emotions]
     table = markdown(["emotion", "in training", "its movements, with their probabilities"], rows)
-    picture = f"![The first test clips of each emotion, and two clips of the order task]({folder}/contact_sheet.png)"
+    picture = f"![The first test clips of each emotion, and two clips of the order task]({folder}/contact_sheet.jpg)"
     return "\n\n".join([text, ceiling(results), picture, table])
 
 

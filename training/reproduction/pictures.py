@@ -134,8 +134,9 @@ def draw_curves(path: Path, results: Results) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    # Without the version of matplotlib, so that the same picture is the same file.
+    form = {"format": "png", "metadata": {"Software": None}}
+    if path.suffix == ".jpg":  # for faces, whose noise would make a PNG large
+        form = {"format": "jpg", "pil_kwargs": {"quality": 85}}
     with whole_file(path) as unfinished:
-        # Without the version of matplotlib, so that the same picture is the same file.
-        figure.savefig(
-            unfinished, dpi=100, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None}
-        )
+        figure.savefig(unfinished, dpi=100, bbox_inches="tight", pad_inches=0.15, **form)

@@ -6,6 +6,7 @@ clip: without that, two methods could not be compared clip by clip.
 """
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -74,7 +75,7 @@ def run_one(claims: Claims, run: Run, output_dir: Path) -> None:
         "row": run.row,
         "seed": run.seed,
         "part": run.part,
-        "recipe": str((FOLDER / claims.rows[run.row].recipe).with_suffix(".yaml").relative_to(ROOT)),
+        "recipe": os.path.relpath(claims.recipe_file(run), ROOT),
         "overrides": claims.overrides(run),
         "sizes": claims.sizes,
         "commit": commit(),

@@ -16,11 +16,13 @@ def verdict_table(judged: dict) -> str:
     Args:
         judged: from `Results.judge_all`.
     """
-    rows = [
-        [part, claim.claim, f"**{verdict}**", f"{sum(f.verdict == HOLDS for f in findings)} of {len(findings)}"]
-        for part, some in judged.items()
-        for claim, verdict, findings in some
-    ]
+    rows = []
+    for part, some in judged.items():
+        for number, (claim, verdict, findings) in enumerate(some):
+            holding = sum(finding.verdict == HOLDS for finding in findings)
+            rows.append(
+                ["" if number else f"**{part}**", claim.claim, f"**{verdict}**", f"{holding} of {len(findings)}"]
+            )
     return markdown(["", "claim", "verdict", "comparisons that hold"], rows)
 
 
