@@ -40,7 +40,7 @@ def run_missing(claims: Claims, output_dir: Path, runs: list[Run]) -> None:
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM; the same command goes on from there.
     """
     for run in runs:
-        check_output_dir(claims.recipe(run, output_dir))
+        check_done(claims, run, output_dir)
     waiting = runs
     while waiting:
         later = []
@@ -61,6 +61,17 @@ def run_missing(claims: Claims, output_dir: Path, runs: list[Run]) -> None:
         if len(later) == len(waiting):
             time.sleep(1)  # others are at work on what is left
         waiting = later
+
+
+def check_done(claims: Claims, run: Run, output_dir: Path) -> None:
+    """Raises a FileExistsError if what is in the run's folder is of other settings: it would be taken for the run's."""
+    record = output_dir / run.name / RECORD
+    if not record.exists():
+        check_output_dir(claims.recipe(run, output_dir))
+    elif json.loads(record.read_text(encoding="utf-8"))["overrides"] != claims.overrides(run):
+        raise FileExistsError(
+            f"{record} has other overrides than claims.yaml now: remove {record.parent} to run it anew"
+        )
 
 
 def run_one(claims: Claims, run: Run, output_dir: Path) -> None:
