@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import train
+from training import reproduce, train
 from training.calibration import calibration_error
 from training.metrics.bootstrap import interval
 from training.metrics.pcc.pcc import pearson_correlation
@@ -154,6 +154,11 @@ def test_what_is_kept_says_the_same(tmp_path):
     assert "calibrated_confidence" not in kept[0]["sets"]["test"]  # nothing is compared by it
 
 
+def test_an_unknown_row_is_named():
+    with pytest.raises(SystemExit, match="has no row nonsense; it has captions, classes"):
+        reproduce.main(["--rows", "nonsense"])
+
+
 def test_the_readme_block_is_put_between_its_markers_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results: written by make reproduce -->\nold\n<!-- /results -->\nafter\n")
@@ -224,6 +229,10 @@ def test_what_is_done_is_not_run_again(tiny_claims, tmp_path, monkeypatch):
     (tmp_path / "runs" / "first_seed2" / "record.json").unlink()
     run_missing(tiny_claims, tmp_path / "runs", tiny_claims.runs())
     assert started[3:] == ["first_seed2"]
+    tiny_claims.sizes["epochs"] = 3
+    with pytest.raises(FileExistsError, match="has other overrides than claims"):
+        run_missing(tiny_claims, tmp_path / "runs", tiny_claims.runs())
+    assert started[4:] == []
 
 
 def test_a_record_says_what_was_run_and_what_came_out(tiny_claims, tmp_path):

@@ -64,7 +64,7 @@ def run_missing(claims: Claims, output_dir: Path, runs: list[Run]) -> None:
 
 
 def check_done(claims: Claims, run: Run, output_dir: Path) -> None:
-    """Raises a FileExistsError if what is in the run's folder is of other settings: it would be taken for the run's."""
+    """Raises a FileExistsError if the run's folder holds one of other settings, which would be taken for it."""
     record = output_dir / run.name / RECORD
     if not record.exists():
         check_output_dir(claims.recipe(run, output_dir))
