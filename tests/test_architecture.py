@@ -92,7 +92,7 @@ def test_training_imports_go_down(path):
         "build": 5,
         "feature_cache": 4.5,
     }
-    floors |= {"convert": 6, "doctor": 6, "publish": 6}
+    floors |= {"convert": 6, "doctor": 6, "publish": 6, "reproduction": 6, "reproduce": 6}
     floor = floors.get(path.stem, floors.get(path.parent.name, 4))
     for module, level in imports(path):
         if level == 1 and path in LOADING_SCRIPTS and module in ("clip_lists", "expression_videos"):

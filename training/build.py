@@ -163,6 +163,8 @@ class _ClipMaker:
             encode_every=data.encode_every if frame_embeds is not None else 1,
             text_embeds=self.text_embeds,
             on_error=data.on_error,
+            short_clips=data.short_clips,
+            shortest=data.shortest,
         )
 
     def evaluation(self, rows: datasets.Dataset, title: str) -> Clips:
@@ -171,7 +173,16 @@ class _ClipMaker:
         data = self.recipe.data
         every = data.encode_every if frame_embeds is not None else 1
         processor = self.processor.video_processor
-        return Clips(rows, processor, frame_embeds=frame_embeds, encode_every=every, on_error=data.on_error)
+        return Clips(
+            rows,
+            processor,
+            seed=self.recipe.run.seed,
+            frame_embeds=frame_embeds,
+            encode_every=every,
+            on_error=data.on_error,
+            short_clips=data.short_clips,
+            shortest=data.shortest,
+        )
 
     def _encode(self, rows: datasets.Dataset, title: str, views: Views | None = None):
         """The rows that can be read, and their frames, if the image tower is frozen."""

@@ -86,11 +86,11 @@ def calibration_error(scores: np.ndarray, is_right: np.ndarray) -> float:
         scores: `(N,)`, of the label that scores highest.
         is_right: `(N,)`, or `(..., N)` for several outcomes at once, which gives their mean.
     """
-    in_bin = np.eye(NUM_BINS)[_bins(scores)]  # (N, M)
+    in_bin = np.eye(NUM_BINS)[bins_of(scores)]  # (N, M)
     return float(np.abs((np.asarray(is_right, dtype=float) - scores) @ in_bin).sum(axis=-1).mean() / len(scores))
 
 
-def _bins(scores: np.ndarray) -> np.ndarray:
+def bins_of(scores: np.ndarray) -> np.ndarray:
     return np.clip(np.ceil(scores * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
 
 
@@ -98,7 +98,7 @@ def _report(probabilities: np.ndarray, references: np.ndarray) -> dict:
     scores, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == references
     right = np.maximum(probabilities[np.arange(len(references)), references], np.finfo(float).tiny)
     outcomes = np.random.default_rng(0).random((300, len(scores))) < scores
-    bins = _bins(scores)
+    bins = bins_of(scores)
     number, score, share = (
         np.bincount(bins, weights=weights, minlength=NUM_BINS) for weights in (None, scores, is_right)
     )

@@ -35,6 +35,7 @@ class Clips(torch.utils.data.Dataset):
         frame_embeds: the rows' frames, already encoded (`feature_cache.FrameEmbeds`); pixels are then not read.
         encode_every: of which each k-th is there.
         text_embeds: text -> `(D,)`, already encoded; `None` if the text tower learns.
+        short_clips, shortest: see `DataRecipe`; only of frames that are encoded already.
         on_error: "raise", or "skip" to leave a clip that cannot be decoded out of its batch, with a warning.
     """
 
@@ -51,7 +52,14 @@ class Clips(torch.utils.data.Dataset):
         encode_every: int = 1,
         text_embeds: dict[str, torch.Tensor] | None = None,
         on_error: str = "raise",
+        short_clips: str = "repeat",
+        shortest: int | None = None,
     ):
+        if frame_embeds is None and (short_clips, shortest) != ("repeat", None):
+            raise ValueError(
+                f"data.short_clips is {short_clips} and data.shortest {shortest}, but frames that go through the image"
+                " tower in every step cannot be cut or padded"
+            )
         self.rows, self.texts, self.labels = rows, texts, labels
         self.num_frames = video_processor.num_frames
         self.video_limits, self.guard_decoding = video_processor.video_limits, video_processor.guard_decoding
@@ -68,6 +76,7 @@ class Clips(torch.utils.data.Dataset):
         self.frame_embeds = frame_embeds
         self.text_embeds = text_embeds
         self.on_error = on_error
+        self.short_clips, self.shortest = short_clips, shortest
 
     def __len__(self):
         return len(self.rows)
@@ -87,8 +96,7 @@ class Clips(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, self.epoch, index])
         if self.frame_embeds is not None:
             view = int(rng.integers(self.frame_embeds.num_views)) if self.frame_embeds.num_views > 1 else 0
-            frame_embeds = self.frame_embeds[index, view]  # (all frames, D)
-            return item | {"frame_embeds": frame_embeds[self._choose_frames(len(frame_embeds), rng)]}
+            return item | {"frame_embeds": self._chosen(self.frame_embeds[index, view], index, rng)}
         row = self.rows[index]
         if "components" in row:
             item["components"] = torch.tensor(row["components"])
@@ -107,6 +115,18 @@ class Clips(torch.utils.data.Dataset):
             logger.warning(f"left out: {error}")
             return None
         return item | {"frames": self._augmented(frames, rng)}
+
+    def _chosen(self, frame_embeds: torch.Tensor, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """Of all frames of a clip `(T, D)` those that are wanted, with zeros for missing ones if that is wanted."""
+        if self.shortest is not None:
+            # By the row alone: the same in training and every evaluation.
+            kept = np.random.default_rng(index).integers(min(self.shortest, len(frame_embeds)), len(frame_embeds) + 1)
+            frame_embeds = frame_embeds[:kept]
+        missing = self.num_frames - len(frame_embeds)
+        if missing > 0 and self.short_clips != "repeat":
+            padding = missing if self.short_clips == "zeros" else 0
+            return torch.nn.functional.pad(frame_embeds, (0, 0, 0, padding))
+        return frame_embeds[self._choose_frames(len(frame_embeds), rng)]
 
     def names(self, indices: list[int]) -> list[str]:
         """What messages call some clips."""

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from modeling_emoclip import EmoCLIPModel
 from modeling_emoclip.prompts import encode_labels, label_texts
 from training.collate import Clips, Collator
+from training.data.views import TEXT_KINDS, class_text
 from training.figures import draw_confusion, draw_history
 from training.recipe import EvaluationSet
 
@@ -103,8 +104,13 @@ def predict_texts(
         scores = torch.stack([(video_embeds * texts).sum(dim=-1) for texts in (own, contrast)], dim=1)
         return _predictions(rows, ["own", "contrast"], scores, np.zeros(len(rows), dtype=int))
     candidates = _candidates(evaluation_set, rows, any_words)
-    # A compound of MAFW, `fear_sadness`, stands for the mean of its parts, as in the paper.
-    texts = label_texts([name.replace("_", " + ") for name in candidates], class_descriptions)
+    if evaluation_set.texts in TEXT_KINDS:
+        texts = label_texts({name: class_text(name, evaluation_set.texts, class_descriptions) for name in candidates})
+    else:
+        if evaluation_set.texts == "first_description":
+            class_descriptions = {name: some[:1] for name, some in (class_descriptions or {}).items()}
+        # A compound of MAFW, `fear_sadness`, stands for the mean of its parts, as in the paper.
+        texts = label_texts([name.replace("_", " + ") for name in candidates], class_descriptions)
     return _of_candidates(evaluation_set, rows, candidates, video_embeds @ encode_labels(texts, embeds_of).t())
 
 
@@ -184,12 +190,14 @@ def write_results(
     metrics: dict[str, dict],
     history: list[dict] | None = None,
     title: str = "",
+    pictures: bool = True,
 ) -> list[Path]:
     """Of each evaluation set predictions_NAME.csv and a picture of its confusion matrix; of a training its curves.
 
     Args:
         metrics: of each set, from `metrics_of`.
         history: a record for each epoch, with `epoch`, `loss` and perhaps `validation_loss`.
+        pictures: whether to draw any.
 
     Returns:
         the files, each of which is whole or not there.
@@ -201,11 +209,11 @@ def write_results(
         written.append(folder / f"predictions_{file_name}.csv")
         with whole_file(written[-1]) as path:
             write_csv(one, path)
-        if not one.is_regression:
+        if pictures and not one.is_regression:
             written.append(folder / f"confusion_{file_name}.png")
             with whole_file(written[-1]) as path:
                 draw_confusion(path, metrics[name], f"{title}, {name}" if title else name)
-    if history:
+    if pictures and history:
         written.append(folder / "learning_curves.png")
         with whole_file(written[-1]) as path:
             draw_history(path, history, title)

@@ -60,6 +60,11 @@ class EvaluationSet:
     """Labels that compete; null: all labels of the data set. In zero-shot classification each stands for its texts."""
     only_labels: list[str] | None = None
     """Only clips with these labels; null: clips with any of the candidate labels."""
+    texts: Literal["descriptions", "first_description", "description", "class_name", "photo", "expression"] = (
+        "descriptions"
+    )
+    """What stands for a label in zero-shot classification: the mean of all its descriptions, or the first of them; a
+    compound `a_b` is the mean of its parts. The others are one text as in `data.text`, which names all the parts."""
     contrast_captions: bool = False
     """Instead of labels, each clip's own caption competes with its `contrast_caption`."""
 
@@ -113,6 +118,12 @@ class DataRecipe:
     """What happens to a clip that cannot be decoded."""
     frame_sampling: str | None = None
     """How training picks frames, if not as the video processor does in evaluation, as segment_random."""
+    short_clips: Literal["repeat", "mask", "zeros"] = "repeat"
+    """Clips with fewer frames than are wanted, if their frames are encoded already: frames repeat evenly; or what is
+    missing is padding, hidden by a mask, or zeros that count as frames, as the released EmoCLIP's."""
+    shortest: int | None = None
+    """Clips are cut to their first frames, at least so many, the number drawn by row: makes clips of unequal length
+    where a data set has none, to try `short_clips`."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """For training from pixels; of frozen towers' frames `augmented_views` are encoded."""
     encode_every: int = 1
@@ -175,6 +186,10 @@ class RunRecipe:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """torch.compile the model."""
+    evaluate_start: bool = True
+    """Score the evaluation sets before the first step too."""
+    pictures: bool = True
+    """Draw confusion matrices and learning curves."""
     trackers: list[str] = field(default_factory=list)
     """Of accelerate: tensorboard, trackio, wandb; each must be installed."""
     push_to_hub: str | None = None

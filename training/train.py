@@ -88,7 +88,7 @@ def run(recipe: Recipe) -> dict:
     with accelerator.main_process_first():  # the others then find what it has prepared and encoded
         experiment = build(recipe, accelerator.device, cache_dir)
     learns = recipe.optim.epochs > 0
-    start = evaluate(experiment, recipe, accelerator) if learns else None
+    start = evaluate(experiment, recipe, accelerator) if learns and recipe.run.evaluate_start else {}
     prepared = time.perf_counter()
     progress = train(experiment, recipe, accelerator, output_dir, pusher) if learns else Progress()
     trained = time.perf_counter()
@@ -96,7 +96,7 @@ def run(recipe: Recipe) -> dict:
     final = {name: metrics_of(one) for name, one in predictions.items()}
     metrics = {
         "title": recipe.title,
-        "start": start or final,
+        "start": start if learns else final,
         "final": final,
         "history": progress.history,
         "parameters": sum(p.numel() for p in experiment.model.parameters()),
@@ -106,7 +106,7 @@ def run(recipe: Recipe) -> dict:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     if accelerator.is_main_process:
-        write_results(output_dir, predictions, final, progress.history, recipe.title)
+        write_results(output_dir, predictions, final, progress.history, recipe.title, recipe.run.pictures)
         save(experiment, metrics, output_dir)
     accelerator.end_training()
     if pusher is not None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from training.data.face_grammar import (
-    component_vector,
     forbidden_pairs,
     nearest_recipe,
     sample_clip,
@@ -17,6 +16,7 @@ from training.data.face_grammar import (
     sample_still,
 )
 from training.data.face_renderer import render_clip, render_still
+from training.data.face_spec import component_vector
 from training.data.face_vocabulary import (
     COMPONENTS,
     EMOTION_NAMES,

@@ -5,14 +5,17 @@ Every sample is a pure function of (seed, split, index). Four emotions, ten pair
 moving are kept out of everything a model is trained or selected on, so that zero-shot results mean something.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 
+from training.data.face_spec import Action, ClipSpec, Identity, symptom_targets
 from training.data.face_vocabulary import (
     ANYONE,
     COMPONENT_NAMES,
     COMPONENTS,
+    COMPOUND_NAMES,
     DFEW_SHARES,
     DYNAMICS,
     EMOTION_NAMES,
@@ -22,7 +25,6 @@ from training.data.face_vocabulary import (
     HAIR_COLORS,
     HAIR_STYLES,
     HELD_OUT_DYNAMICS,
-    NEGATIVE_AFFECT_WEIGHTS,
     NEUTRAL_PHRASES,
     PERIODIC,
     RESTRICTED_SPLITS,
@@ -31,97 +33,12 @@ from training.data.face_vocabulary import (
     STEADY_COMPONENTS,
     STILL_SPLIT_NUMBERS,
     SUBJECTS,
-    TONIC_COMPONENTS,
 )
-
-
-@dataclass(frozen=True)
-class Action:
-    """One component over the clip; `start` and `duration` are shares of the clip's length.
-
-    For "flash" they are the centre and the standard deviation, for the periodic dynamics the phase and the period.
-    """
-
-    component: str
-    intensity: float
-    dynamics: str
-    start: float
-    duration: float
-
-    def curve(self, times):
-        """Intensity (T,) at `times` (T,) in 0..1; in -1..1 for the periodic dynamics, else in 0..1."""
-        times = np.asarray(times, dtype=np.float64)
-        if self.dynamics == "hold":
-            shape = np.ones_like(times)
-        elif self.dynamics == "flash":
-            shape = np.exp(-0.5 * ((times - self.start) / self.duration) ** 2)
-        elif self.dynamics in ("onset", "offset"):
-            forward = times if self.dynamics == "onset" else 1.0 - times
-            ramp = np.clip((forward - self.start) / self.duration, 0.0, 1.0)
-            shape = ramp * ramp * (3.0 - 2.0 * ramp)
-        else:
-            wave = np.sin(2.0 * np.pi * (times / self.duration + self.start))
-            shape = np.tanh(4.0 * wave) if self.dynamics == "dart" else wave
-        return self.intensity * shape
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a caption can say about the person; the rest of the face is drawn from the clip's own generator."""
-
-    name: str
-    gender: str
-    hair_color: str
-    hair_style: str
-    glasses: bool
-    beard: bool
-    moustache: bool
-
-
-@dataclass(frozen=True)
-class ClipSpec:
-    """Everything needed to draw one clip; `targets` are defined in `symptom_targets`."""
-
-    clip_id: str
-    identity: Identity
-    label: str
-    caption: str
-    actions: tuple[Action, ...]
-    targets: dict[str, float] = field(hash=False)
-    rng_key: tuple[int, int, int]
-    time_reversed: bool = False
-
-
-def component_vector(spec):
-    """Which of the 25 components occur in the clip: float32 (25,) of 0 and 1, in the order of `COMPONENTS`."""
-    present = {action.component for action in spec.actions}
-    return np.array([name in present for name in COMPONENT_NAMES], dtype=np.float32)
 
 
 def forbidden_pairs(components):
     """The forbidden pairs among some component names."""
     return {pair for pair in FORBIDDEN_PAIRS if pair <= set(components)}
-
-
-def symptom_targets(actions):
-    """Three made-up continuous targets of a clip, computed from the true intensities and not from who moves.
-
-    They look like symptom scores so that regression can be tried out; they are NOT clinical measures.
-      expressivity         0..1  how much the face does: summed intensity, averaged over time; 0 for a still face
-      negative_affect      0..1  unpleasant against pleasant components, averaged over time; 0.5 for a still face
-      psychomotor_tension  0..1  tensed muscles plus how much the intensities move in time; 0 for a still face
-    """
-    times = np.linspace(0.0, 1.0, 33)
-    curves = {action.component: action.curve(times) for action in actions}
-    amount = {name: float(np.abs(curve).mean()) for name, curve in curves.items()}
-    movement = sum(float(np.abs(np.diff(curve)).sum()) for curve in curves.values())
-    tonic = sum(amount.get(name, 0.0) for name in TONIC_COMPONENTS)
-    valence = sum(NEGATIVE_AFFECT_WEIGHTS.get(name, 0.0) * value for name, value in amount.items())
-    return {
-        "expressivity": float(1.0 - np.exp(-sum(amount.values()) / 1.5)),
-        "negative_affect": float(0.5 + 0.5 * np.tanh(valence)),
-        "psychomotor_tension": float(1.0 - np.exp(-(tonic + movement / 4.0) / 1.5)),
-    }
 
 
 def nearest_recipe(components, labels=EMOTION_NAMES):
@@ -164,14 +81,31 @@ def sample_still(seed, split, index):
     return ClipSpec(identity.name, identity, label, caption, actions, symptom_targets(actions), key)
 
 
-def sample_order_pair(seed, index):
+def sample_compound(seed, index):
+    """Specification of test clip `index` of the compound emotions: what is typical of both parts, and perhaps more."""
+    key = (seed, SPLIT_NUMBERS["compounds_test"], index)
+    rng = np.random.default_rng(key)
+    identity = _sample_identity(rng, f"compounds_test_{index:06d}")
+    label = COMPOUND_NAMES[index % len(COMPOUND_NAMES)]
+    chosen = []
+    # A component of each part in turn; where two exclude each other, as two mouths, the first one stays.
+    for rank, both in enumerate(zip_longest(*(EMOTIONS[part] for part in rng.permutation(label.split("_"))))):
+        for name, probability in filter(None, both):
+            if (rank == 0 or rng.random() < probability) and _fits(name, chosen, restricted=False):
+                chosen.append(name)
+    actions = tuple(_sample_action(rng, name, simple=False, restricted=False) for name in chosen)
+    caption = _caption(rng, identity, actions, drop=0.15, with_dynamics=True)
+    return ClipSpec(identity.name, identity, label, caption, actions, symptom_targets(actions), key)
+
+
+def sample_order_pair(seed, index, split="order_pairs"):
     """Two clips of the same frames, (onset, offset): the second is the first played backwards.
 
     Only the order of the frames tells them apart, and only the last words of their captions.
     """
-    key = (seed, SPLIT_NUMBERS["order_pairs"], index)
+    key = (seed, SPLIT_NUMBERS[split], index)
     rng = np.random.default_rng(key)
-    identity = _sample_identity(rng, f"order_pairs_{index:06d}")
+    identity = _sample_identity(rng, f"{split}_{index:06d}")
     component = str(rng.choice(STEADY_COMPONENTS))
     phrase = str(rng.choice(COMPONENTS[component]))
     action = Action(component, float(rng.uniform(0.75, 1.0)), "onset", *_ramp(rng))

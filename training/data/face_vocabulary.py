@@ -103,7 +103,15 @@ EXCLUSIVE = (
     {"head_nod", "head_down", "chin_up"},
 )
 
+# MAFW's compounds whose two parts are both seen in training.
+COMPOUND_NAMES = (
+    *("anger_disgust", "anger_sadness", "anger_surprise", "disgust_sadness", "disgust_surprise"),
+    *("fear_sadness", "fear_surprise", "happiness_surprise", "sadness_surprise"),
+)
+ORDER_NAMES = ("appearing", "fading")
+
 SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2, "test_imbalanced": 3, "order_pairs": 4}
+SPLIT_NUMBERS |= {"order_train": 5, "order_validation": 6, "order_test": 7, "compounds_test": 8}
 STILL_SPLIT_NUMBERS = {"train": 10, "validation": 11}
 RESTRICTED_SPLITS = ("train", "validation")
 # Clips of each seen emotion in DFEW's first test fold.

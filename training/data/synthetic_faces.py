@@ -6,13 +6,15 @@
     train = builder.as_dataset("train")
 
 "clips" holds short mp4 files with captions, emotion labels and three made-up continuous targets; "stills" holds single
-images with captions, to train a small CLIP on. Emotions in `HELD_OUT_EMOTIONS` occur in "test" alone.
+images with captions, to train a small CLIP on. Emotions in `HELD_OUT_EMOTIONS` occur in "test" alone. "order" holds
+pairs of a clip and the same clip backwards, whose classes nothing but the order of the frames tells apart;
+"compounds" test clips that show two emotions at once.
 """
 
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +25,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from training.data import face_grammar, face_renderer, face_vocabulary
+from training.data import face_grammar, face_renderer, face_spec, face_vocabulary
 
 TARGETS = ("expressivity", "negative_affect", "psychomotor_tension")
 # Rendering is shared out between processes by ranges of rows: no more processes than this many can work on a split.
@@ -41,7 +43,8 @@ class SyntheticFacesConfig(datasets.BuilderConfig):
     """Sizes of the splits, in clips or images, and of a clip; a split of size 0 is left out.
 
     "test" has `num_test_per_class` clips of each of the 11 emotions, "test_imbalanced" ten times that number in all,
-    in the shares that the 7 seen emotions have in DFEW; "order_pairs" has two rows a pair.
+    in the shares that the 7 seen emotions have in DFEW; "order_pairs" has two rows a pair. Of "order", the numbers for
+    training and validation and `num_order_pairs`, for the test, are numbers of pairs.
     """
 
     seed: int = 0
@@ -69,7 +72,14 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
             num_test_per_class=0,
             num_order_pairs=0,
         ),
+        SyntheticFacesConfig(name="order", description="clips and their reverse", num_train=400, num_validation=60),
+        SyntheticFacesConfig(name="compounds", description="two emotions at once", num_test_per_class=60),
     ]
+    LABELS: ClassVar = {
+        "clips": face_vocabulary.EMOTION_NAMES,
+        "order": face_vocabulary.ORDER_NAMES,
+        "compounds": face_vocabulary.COMPOUND_NAMES,
+    }
     DEFAULT_CONFIG_NAME = "clips"
 
     def __init__(self, *args, hash=None, **kwargs):
@@ -86,7 +96,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
         else:
             features = {
                 "video": datasets.Video(decode=False),
-                "label": datasets.ClassLabel(names=list(face_vocabulary.EMOTION_NAMES)),
+                "label": datasets.ClassLabel(names=list(self.LABELS[self.config.name])),
                 **described,
                 "contrast_caption": datasets.Value("string"),
                 "pair_id": datasets.Value("int32"),
@@ -102,7 +112,11 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         config = self.config
         sizes = {"train": config.num_train, "validation": config.num_validation}
-        if config.name != "stills":
+        if config.name == "order":
+            sizes["test"] = config.num_order_pairs
+        elif config.name == "compounds":
+            sizes = {"test": config.num_test_per_class * len(face_vocabulary.COMPOUND_NAMES)}
+        elif config.name == "clips":
             sizes["test"] = config.num_test_per_class * len(face_vocabulary.EMOTION_NAMES)
             sizes["test_imbalanced"] = config.num_test_per_class * 10
             sizes["order_pairs"] = config.num_order_pairs
@@ -113,10 +127,9 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, split, ranges):
-        if self.config.name == "stills":
-            rows = self._still_rows
-        else:
-            rows = self._pair_rows if split == "order_pairs" else self._clip_rows
+        rows = {"stills": self._still_rows, "order": self._order_rows, "compounds": self._compound_rows}.get(
+            self.config.name, self._pair_rows if split == "order_pairs" else self._clip_rows
+        )
         for start, stop in ranges:
             for index in range(start, stop):
                 yield from rows(split, index)
@@ -128,7 +141,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
         row = {
             "image": {"bytes": encoded.getvalue(), "path": None},
             "caption": spec.caption,
-            "components": face_grammar.component_vector(spec),
+            "components": face_spec.component_vector(spec),
         }
         yield spec.clip_id, row
 
@@ -141,6 +154,16 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
         for spec, twin in ((onset, offset), (offset, onset)):
             yield spec.clip_id, self._clip_row(split, spec, pair_id=index, contrast_caption=twin.caption)
 
+    def _order_rows(self, split, index):
+        pair = face_grammar.sample_order_pair(self.config.seed, index, f"order_{split}")
+        for spec, twin, label in zip(pair, reversed(pair), face_vocabulary.ORDER_NAMES, strict=True):
+            row = self._clip_row(f"order_{split}", replace(spec, label=label), index, twin.caption)
+            yield spec.clip_id, row
+
+    def _compound_rows(self, split, index):
+        spec = face_grammar.sample_compound(self.config.seed, index)
+        yield spec.clip_id, self._clip_row(f"compounds_{split}", spec, pair_id=-1, contrast_caption="")
+
     def _clip_row(self, split, spec, pair_id, contrast_caption):
         path = self._video_folder() / split / f"{spec.clip_id}.mp4"
         if not path.exists():
@@ -150,7 +173,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
             "video": str(path),
             "label": spec.label,
             "caption": spec.caption,
-            "components": face_grammar.component_vector(spec),
+            "components": face_spec.component_vector(spec),
             "contrast_caption": contrast_caption,
             "pair_id": pair_id,
             "clip_id": spec.clip_id,

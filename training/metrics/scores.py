@@ -54,8 +54,8 @@ def _regression(predictions: Predictions) -> dict:
     truths, values = predictions.references.T.astype(float), predictions.scores.T.astype(float)  # (n, N)
     pairs = list(zip(truths, values, strict=True))
     # All targets of a clip are drawn together.
-    sums = resampled_sums(np.concatenate([_powers(*pair) for pair in pairs], axis=1), predictions.groups)
-    resampled = [_scores_of_powers(part) for part in np.split(sums, len(pairs), axis=1)]
+    sums = resampled_sums(np.concatenate([powers(*pair) for pair in pairs], axis=1), predictions.groups)
+    resampled = [scores_of_powers(part) for part in np.split(sums, len(pairs), axis=1)]
     targets = {}
     for name, (truth, predicted), scores in zip(predictions.names, pairs, resampled, strict=True):
         targets[name] = {
@@ -72,14 +72,14 @@ def _regression(predictions: Predictions) -> dict:
     return means | {"targets": targets}
 
 
-def _powers(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def powers(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """`(N, 9)`, whose sums say all that the four scores depend on."""
     error = predicted - truth
     x, y = truth - np.median(truth), predicted - np.median(predicted)  # near zero, where squares lose no digits
     return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y, error, np.abs(error), error * error], axis=1)
 
 
-def _scores_of_powers(sums: np.ndarray) -> dict[str, np.ndarray]:
+def scores_of_powers(sums: np.ndarray) -> dict[str, np.ndarray]:
     """The four scores `(R,)` of sums `(R, 9)`."""
     mean_x, mean_y, mean_xx, mean_yy, mean_xy, offset, mae, mse = (sums[:, 1:] / sums[:, :1]).T
     var_x, var_y, covariance = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's block of results: verdicts, our numbers, and apart from them those that the papers have published."""
+
+import re
+from pathlib import Path
+
+from training.predictions import whole_file
+from training.reproduction.claims import Claims
+from training.reproduction.numbers import Results
+from training.reproduction.tables import markdown, row_score, score_text, title_of, verdict_table
+
+BEGIN, END = "<!-- results: written by make reproduce -->", "<!-- /results -->"
+BLOCK = re.compile(f"{re.escape(BEGIN)}\n(.*?)\n?{re.escape(END)}", re.DOTALL)
+NOT_COMPARABLE = (
+    "**Published, on real faces**, UAR / WAR in percent. With other data and OpenAI's CLIP, so only directions can be "
+    "compared with the above."
+)
+
+
+def readme_block(results: Results) -> str:
+    """What stands between the markers."""
+    return "\n\n".join(
+        [verdict_table(results.judge_all()), summary(results), NOT_COMPARABLE, published(results.claims)]
+    )
+
+
+def read_block(readme: Path) -> str:
+    """What stands there now.
+
+    Raises:
+        ValueError: it has not exactly one pair of markers.
+    """
+    found = BLOCK.findall(readme.read_text(encoding="utf-8"))
+    if len(found) != 1:
+        raise ValueError(f"{readme} must have one pair of lines {BEGIN} and {END}, but has {len(found)}")
+    return found[0]
+
+
+def write_block(readme: Path, block: str) -> None:
+    """Puts the block there.
+
+    Raises:
+        ValueError: as `read_block`.
+    """
+    read_block(readme)
+    text = BLOCK.sub(lambda _: f"{BEGIN}\n{block}\n{END}", readme.read_text(encoding="utf-8"))
+    with whole_file(readme) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def summary(results: Results) -> str:
+    """Our numbers: a line for each row that claims.yaml names for it."""
+    claims = results.claims
+    sets = claims.summary["sets"]
+    head = [f"UAR, mean of {len(claims.seeds)} seeds [95 % interval]"]
+    head += [title_of(claims.summary["rows"][0], clips, claims) for clips in sets]
+    rows = [
+        [claims.rows[row].title, *(score_text(row_score(results, row, clips)) for clips in sets)]
+        for row in claims.summary["rows"]
+    ]
+    return markdown(head, rows)
+
+
+def published(claims: Claims) -> str:
+    """The papers' numbers."""
+    sets = list(dict.fromkeys(name for one in claims.published for name in one["scores"]))
+    rows = [[one["title"], *(one["scores"].get(name, "") for name in sets), one["source"]] for one in claims.published]
+    return markdown(["", *sets, "source"], rows)
