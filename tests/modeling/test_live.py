@@ -34,14 +34,14 @@ def pipe(clip_dir):
 @pytest.fixture
 def slow_model(pipe, monkeypatch):
     """The image tower waits in each call until it is told to go on; the function says how often it was called."""
-    gate, calls, encode = threading.Event(), [], pipe.model.vision_model.forward
+    gate, calls, encode = threading.Event(), [], pipe.encode_frames
 
     def forward(*args, **kwargs):
         calls.append(threading.current_thread().name)
         assert gate.wait(10)
         return encode(*args, **kwargs)
 
-    monkeypatch.setattr(pipe.model.vision_model, "forward", forward)
+    monkeypatch.setattr(pipe, "encode_frames", forward)
     return gate, calls
 
 
@@ -76,10 +76,8 @@ def test_scores_are_those_of_the_pipeline_on_the_frames_of_the_window(pipe):
 
 
 def test_of_a_fast_camera_only_the_frames_of_the_window_are_encoded_each_once(pipe, monkeypatch):
-    encoded, encode = [], pipe.model.vision_model.forward
-    monkeypatch.setattr(
-        pipe.model.vision_model, "forward", lambda **k: encoded.append(len(k["pixel_values"])) or encode(**k)
-    )
+    encoded, encode = [], pipe.encode_frames
+    monkeypatch.setattr(pipe, "encode_frames", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
     stream = stream_of(pipe, drop=False)
     for index in range(60):  # 30 frames a second, of which T are needed
         stream.push(FRAMES[index % 12], index / 30)

@@ -40,7 +40,7 @@ def test_models_with_classes(make_recipe, tmp_path, architecture, trains_vision)
     "name", ["os.path", "..train.main", "publish.main", "synthetic_faces.os", "nowhere.Set", "Set"]
 )
 def test_a_recipe_names_builders_and_no_other_code(name):
-    with pytest.raises(ValueError, match=rf"data\.builder is '{name}', but must be a `module\.Class`"):
+    with pytest.raises(ValueError, match=rf"data\.builder is '{name}', but must be `module\.Class`"):
         load_builder(DataSource(builder=name))
 
 

@@ -334,8 +334,9 @@ def test_refusals(arguments, message, capsys, tmp_path, monkeypatch):
 
 
 def test_own_metadata_with_paths_of_the_machine_are_refused(capsys, tmp_path, write_clip):
-    clip = write_clip(tmp_path / "smile.mp4")
-    for row in (f"{clip},a smile", f"../smile.mp4,copied from {tmp_path / 'mine'}"):
+    (tmp_path / "mine").mkdir()
+    clip = write_clip(tmp_path / "mine" / "smile.mp4")
+    for row in (f"{clip},a smile", f"smile.mp4,copied from {tmp_path / 'mine'}"):
         trees.write_text(tmp_path / "mine/metadata.csv", ["file_name,caption", row])
         error = refusal(capsys, "own", tmp_path / "mine", "--repo", "me/mine", "--output", tmp_path / "out")
         assert "is a path of this machine" in error and not (tmp_path / "out").exists()
