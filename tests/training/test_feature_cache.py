@@ -382,8 +382,8 @@ def test_a_clip_whose_later_part_fails_is_bad_as_a_whole(encode, encoded, clips,
     monkeypatch.setattr(feature_cache, "FRAMES_PER_SHARD", 4)
     read_video = feature_cache.read_video
 
-    def fails_later(media, choose_frames, name):
-        frames, metadata = read_video(media, choose_frames, name)
+    def fails_later(media, choose_frames, name, *how):
+        frames, metadata = read_video(media, choose_frames, name, *how)
         if name == clips[2] and metadata.frames_indices[0] == 2:
             raise ValueError("the disk is gone")
         return frames, metadata
