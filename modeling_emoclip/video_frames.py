@@ -72,7 +72,7 @@ class VideoFrames:
             no frame decodes.
     """
 
-    # Files are read in this process, and by PyAV only: it survived all that was done to it (docs/reliability.md).
+    # Files are read in this process, by PyAV: docs/reliability.md says what that may cost.
     def __init__(self, video: Any, fps: float | None = None, limits: dict | VideoLimits | None = None):
         videos = split_batch(video)
         if len(videos) != 1:
