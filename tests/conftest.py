@@ -22,6 +22,8 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+
 IMAGE_SIZE = 32
 
 
@@ -61,6 +63,16 @@ def clip_dir(tmp_path_factory) -> Path:
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def emoclip(clip_dir):
+    """A random EmoCLIP of that CLIP, with texts for two labels, and its processor of 4 frames."""
+    torch.manual_seed(0)
+    texts = {"happiness": ["a smile"], "anger": ["lowered eyebrows"]}
+    model = EmoCLIPModel.from_clip(clip_dir, temporal_num_layers=1, class_descriptions=texts)
+    torch.nn.init.normal_(model.temporal.output_projection.weight)
+    return model, EmoCLIPProcessor.from_clip(clip_dir, num_frames=4)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from reliability import keep
 from tqdm import tqdm
 from video_mutations import Mutation, make_videos, mutations
 
@@ -129,9 +130,7 @@ def main() -> int:
             print(record["name"], record["outcome"])
     print(json.dumps(result, indent=2))
     if options.record:
-        from reliability import record
-
-        record("fuzz_in_process" if options.in_process else "fuzz_guarded", result)
+        keep("fuzz_in_process" if options.in_process else "fuzz_guarded", result)
     bad = [name for name in result["outcomes"] if "caller" in name or name.startswith("wrong")]
     return int(bool(bad) or result["memory_growth"] > LARGEST_GROWTH)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 from fuzz_video import first_middle_last
+from reliability import keep
 from video_mutations import write_noise
 
 from modeling_emoclip import video_guard
@@ -143,9 +144,7 @@ def main() -> int:
             results.append({"what": what} | result | {"megabytes": result["megabytes"] - usual})
             print(f"{what}: {result['outcome']}; {results[-1]['megabytes']:.0f} MB, {result['seconds']:.2f} s")
     if options.record:
-        from reliability import record
-
-        record("hostile_files", {"files": results})
+        keep("hostile_files", {"files": results})
     return int(any(one["megabytes"] > MOST_MEGABYTES for one in results))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from reliability import keep
 from tqdm import tqdm
 from video_mutations import make_videos, mutations
 
@@ -67,9 +68,7 @@ def main() -> int:
     }
     print(json.dumps(result, indent=2))
     if options.record:
-        from reliability import record
-
-        record("long_run", result)
+        keep("long_run", result)
     return int(result["memory_growth"] >= LARGEST_GROWTH)
 
 

@@ -22,7 +22,7 @@ DOCUMENT = DOCS / "reliability.md"
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 
 
-def record(name: str, result: dict) -> None:
+def keep(name: str, result: dict) -> None:
     """Puts a result into the records, with the day and the machine."""
     records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else {}
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"

@@ -18,9 +18,7 @@ import av
 import numpy as np
 import pandas
 import pytest
-import torch
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
 from training import export, space
 from training.check_space import ask, running
 from training.console import load_pipeline
@@ -40,13 +38,9 @@ FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-back
 
 
 @pytest.fixture(scope="module")
-def space_dir(clip_dir, tmp_path_factory):
+def space_dir(emoclip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    torch.manual_seed(0)
-    texts = {"happiness": ["a smile"], "anger": ["lowered eyebrows"]}
-    model = EmoCLIPModel.from_clip(clip_dir, temporal_num_layers=1, class_descriptions=texts)
-    torch.nn.init.normal_(model.temporal.output_projection.weight)
-    export.write_model(folder / "hub", model, EmoCLIPProcessor.from_clip(clip_dir, num_frames=4))
+    export.write_model(folder / "hub", *emoclip)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(space, "check_space", lambda folder: 1)  # these tests do so
         space.write_space(folder / "space", load_recipe(RECIPES / "synthetic_emoclip.yaml"), folder / "hub")

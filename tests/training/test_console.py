@@ -12,25 +12,20 @@ import types
 import numpy as np
 import psutil
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from modeling_emoclip import EmoCLIPForPromptClassification, EmoCLIPModel, EmoCLIPProcessor, EmotionTimeline
+from modeling_emoclip import EmoCLIPForPromptClassification, EmotionTimeline
 from training.console import load_pipeline, main
 
 LABELS = ["a smile", "lowered eyebrows"]
 
 
 @pytest.fixture(scope="module")
-def model_dir(clip_dir, tmp_path_factory):
+def model_dir(emoclip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    texts = {"happiness": ["a smile"], "anger": ["lowered eyebrows"]}
-    model = EmoCLIPModel.from_clip(clip_dir, temporal_num_layers=1, class_descriptions=texts)
-    torch.nn.init.normal_(model.temporal.output_projection.weight)
-    model.save_pretrained(folder)
-    EmoCLIPProcessor.from_clip(clip_dir, num_frames=4).save_pretrained(folder)
+    for part in emoclip:
+        part.save_pretrained(folder)
     return folder
 
 
