@@ -5,6 +5,7 @@ python -m training.cache_frames training/recipes/synthetic_emoclip.yaml [a.b=c .
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import datasets
 from accelerate import Accelerator
 
 from training.build import build
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 
 
 def main(arguments: list[str] | None = None):
@@ -24,11 +25,24 @@ def main(arguments: list[str] | None = None):
         recipe = load_recipe(options.recipe, options.overrides)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    try:
+        if not fill(recipe):
+            parser.error("this recipe trains the image tower, or reads images: no frames can be encoded beforehand")
+        return
+    except KeyboardInterrupt:
+        pass  # beyond this line nothing holds the loader any more, and its workers have ended
+    print("stopped; the same command goes on from here", file=sys.stderr)
+    # Python itself would take seconds to put torch away.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+
+
+def fill(recipe: Recipe) -> bool:
+    """Encodes the frames of all splits; `False` if the recipe has no use for them."""
     cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
     experiment = build(recipe, Accelerator().device, cache_dir)
     clips = [experiment.train_clips, *experiment.evaluation_clips.values()]
-    if not any(part is not None and part.frame_embeds is not None for part in clips):
-        parser.error("this recipe trains the image tower, or reads images: there are no frames to encode beforehand")
+    return any(part is not None and part.frame_embeds is not None for part in clips)
 
 
 if __name__ == "__main__":
