@@ -15,16 +15,20 @@ import numpy as np
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from PIL import Image
 
-try:
-    import cv2
-except ImportError:
-    cv2 = None
-
 YUNET = ("opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx")  # 233 kB; needs OpenCV 4.8 or newer
 LONGEST_SIDE = 640  # of the picture that the built-in detectors look at: it bounds their cost for every video
 SMALLEST_FACE = 1 / 15  # of the short side; for Haar only, which would see many more false ones: 24 pixels of 360
 # Weights of a face's middle in `describe_face`: what is around it says more about the place than about the person.
 _MIDDLE = np.exp(-((np.mgrid[:64, :64] - 31.5) ** 2).sum(axis=0) / (2 * 16**2))
+
+
+def opencv():
+    """The module, or `None` where it is missing; imported late, since that takes as long as all else here together."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    return cv2
 
 
 @dataclass(frozen=True, eq=False)  # eq: arrays do not compare to one bool
@@ -46,7 +50,7 @@ def load_face_detector(name: str | os.PathLike | Callable[[np.ndarray], np.ndarr
     """
     if callable(name):
         return FaceDetector(name, getattr(name, "name", getattr(name, "__name__", type(name).__name__)), np.inf)
-    if cv2 is None or not hasattr(cv2, "CascadeClassifier"):  # OpenCV 5 has none
+    if not hasattr(opencv(), "CascadeClassifier"):  # OpenCV 5 has none
         raise ImportError("the built-in face detectors need OpenCV 4: pip install emoclip[faces]; or pass your own")
     path = os.fspath(name)
     if path not in ("auto", "haar", "yunet") and not path.endswith(".onnx"):
@@ -72,7 +76,7 @@ class FaceDetector:
         scale = self.longest_side / max(height, width)
         if scale >= 1:
             return check_boxes(self._found(frame), frame, self.name)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
+        cv2, size = opencv(), (max(1, round(width * scale)), max(1, round(height * scale)))
         boxes = self._found(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
         boxes[:, :4] *= [width / size[0], height / size[1]] * 2
         return check_boxes(boxes, frame, self.name)
@@ -90,11 +94,13 @@ class _Haar:
     """
 
     def __init__(self):
+        cv2 = opencv()
         # In unequalised grey, alt2 found next to no false face there; equalising, or the popular `default`, many.
         self.frontal = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
         self.profile = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_profileface.xml")  # of one side
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
+        cv2 = opencv()
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         smallest = [max(20, round(min(grey.shape) * SMALLEST_FACE))] * 2  # the cascades themselves cannot see under 20
         boxes, windows = self.frontal.detectMultiScale2(grey, scaleFactor=1.1, minNeighbors=3, minSize=smallest)
@@ -113,11 +119,11 @@ class _Haar:
 class _YuNet:
     def __init__(self, path: str):
         # OpenCV's default of 0.9 is for photographs; the blurred and half-hidden faces of films score less.
-        self.network = cv2.FaceDetectorYN.create(path, "", (320, 320), score_threshold=0.7)
+        self.network = opencv().FaceDetectorYN.create(path, "", (320, 320), score_threshold=0.7)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         self.network.setInputSize((frame.shape[1], frame.shape[0]))
-        found = self.network.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
+        found = self.network.detect(np.ascontiguousarray(frame[..., ::-1]))[1]  # BGR
         found = np.zeros((0, 15)) if found is None else found  # box, five landmarks, score
         return _corners(found[:, :4], found[:, 14])
 

@@ -15,14 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .faces import check_frame
+from .faces import check_frame, opencv
 from .video_frames import VideoFrames
 from .video_streams import _decoded, _upright
-
-try:
-    import cv2
-except ImportError:
-    cv2 = None
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +78,7 @@ def _video(frames: VideoFrames, live: bool, stop: threading.Event) -> Iterator[T
 
 
 def _webcam(number: int) -> Iterator[TimedPixels]:
-    if cv2 is None:  # PyAV's wheels cannot open webcams
+    if (cv2 := opencv()) is None:  # PyAV's wheels cannot open webcams
         raise ImportError(f"webcam {number} needs OpenCV: pip install emoclip[faces] (or push frames of your own)")
     camera = cv2.VideoCapture(number)
     try:

@@ -5,7 +5,6 @@ python -m training.cache_frames training/recipes/synthetic_emoclip.yaml [a.b=c .
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 
 from training.build import build
 from training.recipe import Recipe, load_recipe
+from training.stop_signal import end_by_ctrl_c
 
 
 def main(arguments: list[str] | None = None):
@@ -32,9 +32,7 @@ def main(arguments: list[str] | None = None):
     except KeyboardInterrupt:
         pass  # beyond this line nothing holds the loader any more, and its workers have ended
     print("stopped; the same command goes on from here", file=sys.stderr)
-    # Python itself would take seconds to put torch away.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGINT)
+    end_by_ctrl_c()
 
 
 def fill(recipe: Recipe) -> bool:

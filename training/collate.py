@@ -126,7 +126,7 @@ class Clips(torch.utils.data.Dataset):
         if missing > 0 and self.short_clips != "repeat":
             padding = missing if self.short_clips == "zeros" else 0
             return torch.nn.functional.pad(frame_embeds, (0, 0, 0, padding))
-        return frame_embeds[self._choose_frames(len(frame_embeds), rng)]
+        return frame_embeds[torch.from_numpy(self._choose_frames(len(frame_embeds), rng))]
 
     def names(self, indices: list[int]) -> list[str]:
         """What messages call some clips."""

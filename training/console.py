@@ -16,7 +16,6 @@ be read; 2 for wrong arguments.
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from modeling_emoclip import (
     ZeroShotVideoClassificationPipeline,
 )
 from modeling_emoclip.timeline_files import written
+from training.stop_signal import end_by_ctrl_c
 
 ERRORS = (OSError, ValueError, ImportError)  # what a user can mend; each says how
 
@@ -48,11 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"emoclip: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        # As a program does that knows nothing of Ctrl-C: Python itself would take seconds to put torch away.
-        sys.stdout.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
-        raise
+        end_by_ctrl_c()
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:

@@ -70,7 +70,7 @@ class FrameEmbeds:
         self.places = places  # of each view, for each row: shard, first line, last line + 1
         self.num_views = len(places)  # with the plain one
         self.skipped = [row for row, views in enumerate(zip(*places, strict=True)) if None in views]
-        self.opened: dict[Path, object] = {}
+        self.opened: dict[Path, torch.Tensor] = {}  # of whole shards; a line is read from disk once it is used
 
     def select(self, rows: list[int]) -> "FrameEmbeds":
         return FrameEmbeds([[view[row] for row in rows] for view in self.places])
@@ -85,7 +85,7 @@ class FrameEmbeds:
             raise ValueError(f"the clip of row {row} cannot be read and was skipped: leave out the rows in .skipped")
         shard, start, end = place
         if shard not in self.opened:
-            self.opened[shard] = safe_open(shard, "pt").get_slice("frame_embeds")
+            self.opened[shard] = safe_open(shard, "pt").get_tensor("frame_embeds")
         return self.opened[shard][start:end]
 
 

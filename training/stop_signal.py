@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM end a training after its step, with a checkpoint."""
+"""Ctrl-C and SIGTERM end a training after its step, with a checkpoint; and other commands at once."""
 
 import signal
+import sys
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -32,3 +34,14 @@ class StopSignal:
             return self.received
         received = torch.tensor([self.received or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(received).max()) or None
+
+
+def end_by_ctrl_c() -> NoReturn:
+    """Ends the process by the signal itself, as a program does that knows nothing of Ctrl-C.
+
+    Python's own ending, which takes seconds to put torch away, does not take place: workers must have ended before.
+    """
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+    raise KeyboardInterrupt  # where the system has no such signal

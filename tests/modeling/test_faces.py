@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from modeling_emoclip import faces
 from modeling_emoclip.faces import Face, FaceTracker, choose_faces, crop_face, describe_face, load_face_detector
 from modeling_emoclip.video_decoding import read_video
 
-needs_opencv = pytest.mark.skipif(faces.cv2 is None, reason="needs OpenCV 4: pip install emoclip[faces]")
+needs_opencv = pytest.mark.skipif(faces.opencv() is None, reason="needs OpenCV 4: pip install emoclip[faces]")
 FILM = Path(__file__).parents[3] / "shared" / "media" / "stage_speech.mp4"
 FACE_OF_HOPPER = [145, 99, 384, 338]  # in the only photograph of a person that a package of ours carries
 
@@ -89,7 +90,7 @@ class Network:
 @needs_opencv
 def test_yunet(monkeypatch):
     network = Network()
-    monkeypatch.setattr(faces.cv2, "FaceDetectorYN", network)
+    monkeypatch.setattr(faces.opencv(), "FaceDetectorYN", network)
     monkeypatch.setattr(faces, "try_to_load_from_cache", lambda *file: "/cache/" + "/".join(file))
     detector = load_face_detector("auto")
     assert detector.name == "yunet" and network.path == "/cache/" + "/".join(faces.YUNET)
@@ -103,7 +104,7 @@ def test_yunet(monkeypatch):
 
 
 def test_without_opencv_the_error_names_the_extra_and_the_rest_works(monkeypatch, photo):
-    monkeypatch.setattr(faces, "cv2", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     for name in ("auto", "haar", "yunet", "a.onnx"):
         with pytest.raises(ImportError, match=r"pip install emoclip\[faces\]"):
             load_face_detector(name)

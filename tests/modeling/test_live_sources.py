@@ -6,6 +6,7 @@ import http.server
 import re
 import socketserver
 import struct
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -169,6 +170,6 @@ def test_a_webcam(pipe, monkeypatch):
     assert np.array_equal(first[1](), FRAMES[0])
     with stream_of(pipe) as stream, pytest.raises(OSError, match="webcam 7 cannot be opened"):
         list(stream.run(7))
-    monkeypatch.setattr(live_sources, "cv2", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     with stream_of(pipe) as stream, pytest.raises(ImportError, match="OpenCV"):
         list(stream.run(0))
