@@ -107,7 +107,7 @@ def again_lines(sizes: Sizes, folder: Path) -> list[Line]:
         first = len(times)
         pipe(film, LABELS)
     seconds = in_turns(
-        {name: lambda c=code: start_python(c) for name, code in IMPORTS.items()}, sizes.rounds, "import"
+        {name: lambda c=code: start_python(c) for name, code in IMPORTS.items()}, 2 * sizes.rounds, "import"
     )
     other = seconds["ours"] / seconds["names only"]
     note = (
