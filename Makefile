@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.emoclip-installed
 RUN := outputs/synthetic_emoclip
 
-.PHONY: demo test reproduce common-tests check style
+.PHONY: demo test slow-tests reproduce common-tests check style
 
 ## Renders faces, trains, evaluates, exports, and names the expression in held-out clips (and in VIDEO=path).
 demo: $(INSTALLED)
@@ -17,6 +17,10 @@ demo: $(INSTALLED)
 ## The tests, without network and GPU.
 test: $(INSTALLED)
 	$(PYTHON) -m pytest
+
+## Those that take minutes each, which `test` leaves out.
+slow-tests: $(INSTALLED)
+	$(PYTHON) -m pytest -m slow
 
 ## The claims of both papers in the rendered world -> docs/reproduction.md: an hour; FAST=1 in minutes, to see it run.
 reproduce: $(INSTALLED)

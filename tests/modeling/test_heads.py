@@ -135,6 +135,7 @@ def test_saved_by_one_class_and_by_another_the_config_names_the_last(clip_dir, t
     }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_as_remote_code_in_another_process(clip_dir, clips, tmp_path):
     expected = {}

@@ -281,7 +281,7 @@ def test_other_sizes_are_refused_unless_asked(model_class, tmp_path):
 # ---- compile and export ----
 
 
-@every_class
+@pytest.mark.parametrize("model_class", [CLASSES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CLASSES[1:])])
 @pytest.mark.parametrize("masked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_forward_compiles_without_graph_breaks(model_class, masked):
     model, inputs = make(model_class), make_inputs(model_class, loss=True)

@@ -63,7 +63,7 @@ sys.exit(main(["classify", *1000 * [clip], "--model", folder, "--labels", "a", "
 """
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_it_with_all_that_it_started(model_dir, clip, num_workers):
     command = [sys.executable, "-c", CLASSIFY_MANY, str(model_dir), str(clip), str(num_workers)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)

@@ -164,6 +164,7 @@ def test_a_batch_in_chunks_is_the_same_batch(make_recipe, undisturbed, tmp_path)
     assert_same(tmp_path, undisturbed, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_an_error(make_recipe, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     recipe = make_recipe(tmp_path, "optim.batch_size=5")

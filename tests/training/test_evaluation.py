@@ -236,6 +236,7 @@ def test_what_is_no_checkpoint_of_this_package_is_named(clip_dir, evaluate, tmp_
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_hub_id_give_the_same(run_dir, own_videos, cache_dir, evaluate, tmp_path):
     alone = evaluate(run_dir)
     model = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")

@@ -156,6 +156,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(encode, encoded, clips, clip_dir
     assert_equal(resumed, uninterrupted, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_may_fill_one_cache_at_once(encode, encoded, clips, clip_dir, tmp_path, monkeypatch):
     processes = [start_process(clip_dir, tmp_path / "shared", clips) for _ in range(2)]
     for process in processes:

@@ -73,6 +73,7 @@ def folders(make_recipe, tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_sharded_processes_are_one(folders, name):
     one, two = folders[name]
@@ -88,6 +89,7 @@ def test_two_sharded_processes_are_one(folders, name):
     assert metrics["final"]["own"]["war"] == with_fsdp["final"]["own"]["war"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_fsdp_leaves_loads_anywhere(folders, name):
     _, folder = folders[name]
