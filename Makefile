@@ -22,7 +22,7 @@ test: $(INSTALLED)
 slow-tests: $(INSTALLED)
 	$(PYTHON) -m pytest -m slow
 
-## The claims of both papers in the rendered world -> docs/reproduction.md: an hour; FAST=1 in minutes, to see it run.
+## The claims of both papers in the rendered world -> docs/reproduction.md: half an hour; FAST=1 in minutes, to see it run.
 reproduce: $(INSTALLED)
 	$(PYTHON) -m training.reproduce --processes 2 $(if $(FAST),--fast)
 
