@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTHON) -m pytest
 
-## Those that take minutes each, which `test` leaves out.
+## The tests that `test` leaves out, since they take long.
 slow-tests: $(INSTALLED)
 	$(PYTHON) -m pytest -m slow
 

@@ -76,7 +76,8 @@ class FaceDetector:
         scale = self.longest_side / max(height, width)
         if scale >= 1:
             return check_boxes(self._found(frame), frame, self.name)
-        cv2, size = opencv(), (max(1, round(width * scale)), max(1, round(height * scale)))
+        cv2 = opencv()
+        size = max(1, round(width * scale)), max(1, round(height * scale))
         boxes = self._found(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
         boxes[:, :4] *= [width / size[0], height / size[1]] * 2
         return check_boxes(boxes, frame, self.name)

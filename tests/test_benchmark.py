@@ -35,6 +35,13 @@ def test_lines_are_measured_judged_and_put_into_the_page(benchmark, tmp_path, ca
     assert (tmp_path / "performance_growth.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
+def test_the_other_parts_measure_too(benchmark):
+    lines = benchmark.main(["--smoke", "--parts", "again", "timeline", "live", "training", "memory"])["lines"]
+    assert {line["part"][0] for line in lines} == set("3456")
+    assert all(line["value"] > 0 for line in lines if line["unit"] != "times")  # texts in a second call: none
+
+
 def test_a_goal_that_is_missed_is_called_missed(benchmark):
     measuring = importlib.import_module("benchmark_parts.measuring")
     assert measuring.Line("1", "speed", 5.9, least=6).holds is False

@@ -30,8 +30,6 @@ from training.data.face_vocabulary import EMOTION_NAMES
 PART = "1 encoding"
 TINY_CLIP = Path(__file__).parents[1] / "tiny_clip"
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"
-
-
 PRODUCTS = {
     torch.ops.aten.addmm,
     torch.ops.aten.convolution,
@@ -131,7 +129,7 @@ def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
     exact = answers(FrameEncoder(model)(faces), class_embeds)
     for name, embeds, note in (
         ("bfloat16", in_bfloat16(model, faces, fast), how),
-        ("bfloat16 in products alone", in_rounded_products(model, faces), "tried; emulated"),
+        ("bfloat16 in products alone", in_emulation(model, faces, products_alone=True), "tried; emulated"),
         ("int8", FrameEncoder(model, int8=True)(faces), ""),
     ):
         share = float((answers(embeds, class_embeds) == exact).float().mean()) * 100
@@ -145,13 +143,11 @@ def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
 def in_bfloat16(model, frames: torch.Tensor, fast: torch.dtype) -> torch.Tensor:
     if fast is torch.bfloat16:
         return FrameEncoder(model, torch.bfloat16)(frames)
-    with RoundedToBfloat16():
-        pooled = [model.vision_model(part).pooler_output for part in frames.split(256)]
-    return model.visual_projection(torch.cat(pooled))
+    return in_emulation(model, frames)
 
 
-def in_rounded_products(model, frames: torch.Tensor) -> torch.Tensor:
-    with RoundedToBfloat16(products_alone=True):
+def in_emulation(model, frames: torch.Tensor, products_alone: bool = False) -> torch.Tensor:
+    with RoundedToBfloat16(products_alone):
         pooled = [model.vision_model(part).pooler_output for part in frames.split(256)]
     return model.visual_projection(torch.cat(pooled))
 
