@@ -13,7 +13,8 @@ import torch
 from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
-from .video_frames import Crop, FaceCrops, GridFrame, in_memory_frames
+from .frame_sequence import GridFrame
+from .video_frames import Crop, FaceCrops, in_memory_frames
 
 WHOSE = ("none", "largest")
 

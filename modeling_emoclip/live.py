@@ -156,8 +156,8 @@ class EmotionStream:
             ImportError: a webcam without OpenCV.
             Exception: whatever went wrong in the worker, or in the iterable.
         """
-        stop = threading.Event()
-        frames, seen = frames_of(source, fps, self.drop, stop), self._num_results
+        stop, processor, seen = threading.Event(), self.pipe.processor.video_processor, self._num_results
+        frames = frames_of(source, fps, self.drop, stop, processor.video_limits, processor.guard_decoding)
         if not self.drop:
             for time, get_pixels in frames:
                 self._take(time, get_pixels)

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from .faces import check_frame, opencv
-from .video_frames import VideoFrames
+from .frame_sequence import FrameSequence
+from .video_frames import open_frames
+from .video_limits import VideoLimits
 from .video_streams import _decoded, _upright
 
 logger = logging.getLogger(__name__)
@@ -28,12 +30,20 @@ _LONGEST_STEP = 10.0  # seconds from frame to frame; more, or less than 0, is a 
 _RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # by UDP, every packet that gets lost breaks a picture
 
 
-def frames_of(source: Any, fps: float | None, live: bool, stop: threading.Event) -> Iterator[TimedPixels]:
+def frames_of(
+    source: Any,
+    fps: float | None,
+    live: bool,
+    stop: threading.Event,
+    limits: dict | VideoLimits | None = None,
+    guarded: bool = True,
+) -> Iterator[TimedPixels]:
     """The frames of a source, see `EmotionStream.run`; nothing is opened before the first is asked for.
 
     Args:
         live: files play at their own speed, and frames that have no time are timed by the clock.
         stop: ends a wait for the next frame of a file.
+        limits, guarded: of files, see `open_frames`.
 
     Raises:
         OSError, ValueError: the source cannot be read, or no further; frames have no time, and need `fps`.
@@ -44,7 +54,7 @@ def frames_of(source: Any, fps: float | None, live: bool, stop: threading.Event)
     if isinstance(source, str) and "://" in source:
         return _network(source)
     if isinstance(source, (str, bytes, dict, list, tuple, Path, np.ndarray, torch.Tensor)):
-        return _video(VideoFrames(source, fps), live, stop)
+        return _video(open_frames(source, fps, limits, guarded), live, stop)
     if not isinstance(source, Iterable):
         raise ValueError(f"source is {source!r}, but must be a webcam's number, an address, a video or an iterable")
     if fps is None and not live:
@@ -67,7 +77,7 @@ def _iterable(source: Iterable, fps: float | None) -> Iterator[TimedPixels]:
         yield time, as_pixels(frame).copy
 
 
-def _video(frames: VideoFrames, live: bool, stop: threading.Event) -> Iterator[TimedPixels]:
+def _video(frames: FrameSequence, live: bool, stop: threading.Event) -> Iterator[TimedPixels]:
     start = clock.monotonic()
     for frame in frames:
         if live and stop.wait(max(0.0, frame.time - frames.start - (clock.monotonic() - start))):

@@ -13,11 +13,12 @@ import torch
 
 from .alignment import alignment
 from .frame_sampling import segment_middle
+from .frame_sequence import GridFrame
 from .prompts import embed_texts
 from .scores import UNCERTAIN, Scoring, make_scoring
 from .timeline_files import load, save, stretches, to_csv, to_json, to_pandas, to_srt, to_vtt
 from .timeline_pictures import Thumbnails, annotate, plot
-from .video_frames import NOBODY, Crop, FaceCrops, GridFrame, VideoFrames
+from .video_frames import NOBODY, Crop, FaceCrops, open_frames, progress_bar
 
 _PROBE = "a face"  # its embedding tells whether a model has the text encoder that a timeline was made with
 _MOST_STEPS = 64  # between windows, also where there is nothing to encode
@@ -187,14 +188,14 @@ def make_timeline(
         raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
     model, processor = pipe.model, pipe.processor.video_processor
     scoring = make_scoring(model.config, candidate_labels, hypothesis_template, **scoring_options)
-    frames = VideoFrames(video, fps, processor.video_limits)
+    frames = open_frames(video, fps, processor.video_limits, processor.guard_decoding)
     face_crops = FaceCrops(processor.size, **how)
     window = min(window, frames.duration or window)
     num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
     rate = num_frames / window
     steps = min(max(1, round(stride * rate)), num_frames)
     maker = _TimelineMaker(pipe, face_crops, num_frames, steps, batch_size)
-    with frames.progress_bar(frames.name, progress) as bar, pipe.device_placement():
+    with progress_bar(frames, frames.name, progress) as bar, pipe.device_placement():
         for frame in frames.on_grid(rate):
             maker.add(frame)
             bar.update(int(frame.time - frames.start) - bar.n)

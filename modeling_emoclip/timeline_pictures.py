@@ -10,6 +10,7 @@ import heapq
 import io
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from operator import itemgetter
@@ -20,9 +21,10 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .frame_sequence import FrameSequence
 from .timeline_files import cells, written
-from .video_frames import VideoFrames
-from .video_streams import _opened
+from .video_frames import open_frames, progress_bar
+from .video_limits import VideoDecodeError
 
 # Far apart in hue or lightness, also for the colour-blind in the first eight; more labels get more hues.
 _COLOURS = "3b76b0 f08c2e 4f9d4b d1495b 8d6bb0 e8c547 57b8b2 8c5a3c f29fb5 1d3557 a3c644 7d7d7d".split()
@@ -30,7 +32,6 @@ _THUMBNAIL = 112  # pixels, the longer side
 _MOST_THUMBNAILS = 8  # of a person; there are always at least half as many, evenly in time, if the person stays
 _WIDTH, _LEFT, _RIGHT = 14.0, 1.5, 0.35  # of a picture and its margins, inches
 _TICK = Fraction(1, 90_000)  # of a second; whole for all usual frame rates
-_SOUND = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus")  # what MP4 can hold
 _MOST_CELLS = 240  # of a lane; more are averaged, since the eye could not tell them apart
 
 
@@ -210,15 +211,18 @@ def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = 
     """
     if video is None and not os.path.exists(timeline.video):
         raise ValueError(f"{timeline.video} is not there (any more): give video=, what the timeline was made of")
-    frames, paint = VideoFrames(timeline.video if video is None else video, fps), _Painter(timeline)
+    processor = timeline.pipe and timeline.pipe.processor.video_processor
+    how = {"limits": processor.video_limits, "guarded": processor.guard_decoding} if processor else {}
+    frames, paint = open_frames(timeline.video if video is None else video, fps, **how), _Painter(timeline)
     frames.size = timeline.size
-    bar = frames.progress_bar(str(path), progress)
-    with bar, written(path) as unfinished, av.open(str(unfinished), "w") as container:
+    bar, sound = progress_bar(frames, str(path), progress), tempfile.TemporaryDirectory()
+    with bar, sound, written(path) as unfinished, av.open(str(unfinished), "w") as container:
         rate = Fraction(frames.fps).limit_denominator(100_000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         stream.codec_context.time_base, stream.pix_fmt = _TICK, "yuv420p"
         stream.width, stream.height = (side // 2 * 2 for side in timeline.size)
-        parts = heapq.merge(((frame.time, frame) for frame in frames), _sound(frames, container), key=itemgetter(0))
+        sound_parts = _sound(frames, os.path.join(sound.name, "sound.mp4"), container)
+        parts = heapq.merge(((frame.time, frame) for frame in frames), sound_parts, key=itemgetter(0))
         for time, part in parts:
             if isinstance(part, av.Packet):
                 container.mux(part)
@@ -231,18 +235,17 @@ def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = 
     return Path(path)
 
 
-def _sound(frames: VideoFrames, container) -> Iterator[tuple[float, av.Packet]]:
-    """(time, packet) of the first stream of sound, which `container` then has."""
-    if not isinstance(frames.source, (str, bytes)):
-        return
-    with contextlib.suppress(av.error.FFmpegError), _opened(frames.source, frames.name) as (original, _):
-        streams = [stream for stream in original.streams.audio if stream.codec_context.name in _SOUND]
-        copy = container.add_stream_from_template(streams[0]) if streams else None
-        zero = round((original.start_time or 0) / av.time_base / streams[0].time_base) if streams else 0
-        for packet in original.demux(streams[0]) if streams else ():
-            if None not in (packet.pts, packet.dts):
-                packet.stream, packet.pts, packet.dts = copy, packet.pts - zero, packet.dts - zero
-                yield float(packet.dts * packet.time_base), packet
+def _sound(frames: FrameSequence, file: str, container) -> Iterator[tuple[float, av.Packet]]:
+    """(time, packet) of the sound, which is copied to a `file` of its own first, in whatever process reads videos."""
+    with contextlib.suppress(av.error.FFmpegError, VideoDecodeError):
+        if not frames.copy_sound(file):
+            return
+        with av.open(file) as sound:
+            stream = container.add_stream_from_template(sound.streams[0])
+            for packet in sound.demux():
+                if None not in (packet.pts, packet.dts):
+                    packet.stream = stream
+                    yield float(packet.dts * packet.time_base), packet
 
 
 class _Painter:

@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from weakref import WeakSet
 
 import numpy as np
 
+from .frame_sequence import FrameSequence, GridFrame, TimedFrame
 from .video_limits import VideoDecodeError, VideoLimits
 from .video_streams import ChooseFrames, Decoded, VideoFacts, ask_for_frames
 from .video_worker import receive, send
@@ -42,11 +43,64 @@ def read_guarded(source: str | bytes, choose_frames: ChooseFrames, name: str, li
         VideoDecodeError: also if that process crashed or took longer than `limits.time_limit`.
         RuntimeError: no process can be started here.
     """
-    reader = _take()
-    try:
-        return reader.read(source, choose_frames, name, limits)
-    finally:
-        _put_back(reader)
+    with _reader() as reader:
+        for message, data in reader.answers("clip", source, name, limits):
+            if "facts" in message:
+                chosen = ask_for_frames(choose_frames, VideoFacts(**message["facts"]), name)
+                reader.say({}, chosen)
+            else:
+                frames, places = data.reshape(message["shape"]), np.array(message["places"])
+                decoded = Decoded(frames, places, chosen, VideoFacts(**message["decoded"]), message["backend"])
+    return decoded
+
+
+class GuardedFrames(FrameSequence):
+    """`FileFrames` of frame_sequence.py, decoded in another process.
+
+    It decodes the next frame while the caller works on the last. If it crashes, or takes longer than
+    `limits.time_limit` for a frame, what was read so far is kept, and `error` says what happened.
+
+    Raises:
+        VideoDecodeError, RuntimeError: see `read_guarded`; while iterating, only before the first frame.
+    """
+
+    def __init__(self, source: str | bytes, name: str, limits: VideoLimits):
+        super().__init__(source, name, limits)
+        with _reader() as reader:
+            ((facts, _),) = reader.answers("facts", source, name, limits)
+        self.fps, self.duration = facts["fps"], facts["duration"]
+
+    def on_grid(self, rate: float) -> Iterator[GridFrame]:
+        for frame, pixels in self._frames(rate):
+            yield GridFrame(frame["step"], frame["time"], pixels, frame["is_new"])
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        for frame, pixels in self._frames(None):
+            yield TimedFrame(frame["time"], frame["end"], lambda pixels=pixels: pixels)
+
+    def copy_sound(self, path: str) -> bool:
+        with _reader() as reader:
+            ((answer, _),) = reader.answers("sound", self.source, self.name, self.limits, path=path)
+        return answer["is_there"]
+
+    def _frames(self, rate: float | None) -> Iterator[tuple[dict, np.ndarray]]:
+        self.faults, pixels = [], None
+        with _reader() as reader:
+            try:
+                for message, data in reader.answers(
+                    "frames", self.source, self.name, self.limits, rate=rate, size=self.size
+                ):
+                    self.start, self.end = message["span"]
+                    if "shape" in message:
+                        pixels = data.reshape(message["shape"])
+                        self.size = pixels.shape[1::-1]
+                    if "frame" in message:
+                        yield message["frame"], pixels
+                self.faults = message["faults"]
+            except VideoDecodeError as error:
+                if pixels is None:
+                    raise
+                self.faults = [str(error).removeprefix(f"{self.name} ")]
 
 
 class _Reader:
@@ -74,34 +128,36 @@ class _Reader:
             raise
         self.is_idle = True
 
-    def read(self, source: str | bytes, choose_frames: ChooseFrames, name: str, limits: VideoLimits) -> Decoded:
-        self.is_idle, start = False, time.monotonic()
-        is_path = isinstance(source, str)
-        request = {"path": source if is_path else None, "name": str(name), "limits": asdict(limits)}
-        try:
-            send(self.process.stdin, request, b"" if is_path else source)
-            message, data = self._answer(limits)
-            while "facts" in message:
-                chosen = ask_for_frames(choose_frames, VideoFacts(**message["facts"]), name)
-                send(self.process.stdin, {}, chosen)
-                message, data = self._answer(limits)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            code, seconds = self.end(), time.monotonic() - start
-            raise VideoDecodeError(f"{name} {_what_happened(code, seconds, limits)}") from None
-        self.is_idle = True
-        if "error" in message:
-            raise VideoDecodeError(message["error"])
-        frames, places = data.reshape(message["shape"]), np.array(message["places"])
-        return Decoded(frames, places, chosen, VideoFacts(**message["decoded"]), message["backend"])
+    def answers(
+        self, wanted: str, source: str | bytes, name: str, limits: VideoLimits, **how
+    ) -> Iterator[tuple[dict, np.ndarray]]:
+        """To one request, see `_Work` of video_worker.py: messages, and their bytes."""
+        self.is_idle, is_path = False, isinstance(source, str)
+        about = {"path": source if is_path else None, "name": str(name), "limits": asdict(limits)}
+        self.say({"wanted": wanted, "how": how} | about, b"" if is_path else source)
+        while not self.is_idle:
+            message, data = self._answer(name, limits)
+            self.is_idle = message.pop("is_last", False)
+            if "error" in message:
+                raise VideoDecodeError(message["error"])
+            if "is_alive" not in message:
+                yield message, data
 
-    def _answer(self, limits: VideoLimits) -> tuple[dict, np.ndarray]:
+    def say(self, message: dict, data: bytes | np.ndarray) -> None:
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer, and why is found out there
+            send(self.process.stdin, message, data)
+
+    def _answer(self, name: str, limits: VideoLimits) -> tuple[dict, np.ndarray]:
         """The process ends itself when time is over; one that waits for a dead network drive cannot even do that."""
-        if hasattr(select, "poll"):
-            pipe = select.poll()
-            pipe.register(self.process.stdout, select.POLLIN)
-            if not pipe.poll(1000 * (limits.time_limit + _GRACE)):
-                raise EOFError
-        return receive(self.process.stdout)
+        try:
+            if hasattr(select, "poll"):
+                pipe = select.poll()
+                pipe.register(self.process.stdout, select.POLLIN)
+                if not pipe.poll(1000 * (limits.time_limit + _GRACE)):
+                    raise EOFError
+            return receive(self.process.stdout)
+        except (EOFError, ConnectionResetError):
+            raise VideoDecodeError(f"{name} {_what_happened(self.end(), limits)}") from None
 
     def end(self) -> int | None:
         """The exit code, if there is one: an end of the process's own is not overtaken."""
@@ -120,8 +176,8 @@ class _Reader:
         self.process.stdout.close()
 
 
-def _what_happened(code: int | None, seconds: float, limits: VideoLimits) -> str:
-    if code is None or (code == 1 and seconds >= limits.time_limit):
+def _what_happened(code: int | None, limits: VideoLimits) -> str:
+    if code in (None, 1):  # 1 is faulthandler's
         return f"was not read within {limits.time_limit:g} s: its decoder was ended"
     if code >= 0:
         return f"ended its decoder (exit code {code})"
@@ -136,6 +192,16 @@ def _what_happened(code: int | None, seconds: float, limits: VideoLimits) -> str
 _lock = threading.Lock()
 _idle: list[_Reader] = []
 _all: WeakSet[_Reader] = WeakSet()
+
+
+@contextlib.contextmanager
+def _reader() -> Iterator[_Reader]:
+    """One that is idle, or a new one; what was not read to its end is not waited for."""
+    reader = _take()
+    try:
+        yield reader
+    finally:
+        _put_back(reader)
 
 
 def _take() -> _Reader:
@@ -178,4 +244,4 @@ if hasattr(os, "register_at_fork"):
 atexit.register(_end_all)
 
 
-__all__ = ["read_guarded"]
+__all__ = ["GuardedFrames", "read_guarded"]

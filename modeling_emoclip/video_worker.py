@@ -11,12 +11,14 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from .frame_sequence import FileFrames
 from .video_limits import VideoDecodeError, VideoLimits
 from .video_streams import VideoFacts, read_stream
 
@@ -59,7 +61,8 @@ def serve() -> None:
     threading.Thread(target=_listen, args=(asked, messages), daemon=True).start()
     send(answers, {"is_ready": True})
     while True:
-        _answer(*messages.get(), messages, answers, _TimeLimit(nowhere))
+        request, data = messages.get()
+        _Work(request, data, messages, answers, _TimeLimit(nowhere)).do(request["wanted"], request["how"])
 
 
 def _listen(asked: BinaryIO, messages: SimpleQueue) -> None:
@@ -86,28 +89,86 @@ class _TimeLimit:
         self.left -= time.monotonic() - self.start
 
 
-def _answer(request: dict, data: np.ndarray, messages: SimpleQueue, answers: BinaryIO, clock: _TimeLimit) -> None:
-    limits = VideoLimits(**request["limits"])
+class _Work:
+    """What one request wants. It is answered by messages, of which the last says that it is the last."""
 
-    def choose_frames(facts: VideoFacts) -> np.ndarray:
-        clock.pause()
-        send(answers, {"facts": asdict(facts)})
-        _, indices = messages.get()
-        clock.begin(clock.left)
+    def __init__(
+        self, request: dict, data: np.ndarray, messages: SimpleQueue, answers: BinaryIO, time_limit: _TimeLimit
+    ):
+        self.source = data.tobytes() if request["path"] is None else request["path"]
+        self.name, self.limits = request["name"], VideoLimits(**request["limits"])
+        self.messages, self.answers, self.time_limit = messages, answers, time_limit
+        self.last_told = time.monotonic()
+
+    def do(self, wanted: str, how: dict) -> None:
+        """`wanted` is one of the four methods after this one, `how` are its arguments."""
+        work = {"clip": self.clip, "facts": self.facts, "frames": self.frames, "sound": self.sound}[wanted]
+        data = b""
+        self.time_limit.begin(self.limits.time_limit)
+        try:
+            answer, data = work(**how)
+        except VideoDecodeError as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # whatever else a decoder raises, memory that is not there included
+            answer = {"error": f"{self.name} cannot be read: {type(error).__name__} {error}"}
+        finally:
+            self.time_limit.pause()
+        send(self.answers, answer | {"is_last": True}, data)
+
+    def clip(self) -> tuple[dict, Any]:
+        """A few frames, which the caller chooses."""
+        decoded = read_stream(self.source, self._choice, self.name, self.limits)
+        about = {"places": decoded.places.tolist(), "backend": decoded.backend, "shape": decoded.distinct.shape}
+        return about | {"decoded": asdict(decoded.facts)}, np.ascontiguousarray(decoded.distinct)
+
+    def facts(self) -> tuple[dict, Any]:
+        """What the header says of all frames."""
+        frames = FileFrames(self.source, self.name, self.limits)
+        return {"fps": frames.fps, "duration": frames.duration}, b""
+
+    def frames(self, rate: float | None, size: tuple[int, int] | None) -> tuple[dict, Any]:
+        """All frames, or those on a grid, one after another; a frame that is held is not sent again."""
+        frames = FileFrames(self.source, self.name, self.limits, self._watched)
+        frames.size = size and tuple(size)
+        if rate is None:
+            for frame in frames:
+                self._tell_frame(frames, {"time": frame.time, "end": frame.end}, frames.pixels_of(frame))
+        else:
+            for frame in frames.on_grid(rate):
+                about = {"step": frame.step, "time": frame.time, "is_new": frame.is_new}
+                self._tell_frame(frames, about, frame.pixels if frame.is_new else None)
+        return {"faults": frames.faults, "span": (frames.start, frames.end)}, b""
+
+    def sound(self, path: str) -> tuple[dict, Any]:
+        """As a file."""
+        return {"is_there": FileFrames(self.source, self.name, self.limits, self._watched).copy_sound(path)}, b""
+
+    def _tell_frame(self, frames: FileFrames, frame: dict, pixels: np.ndarray | None) -> None:
+        about = {"frame": frame, "span": (frames.start, frames.end)}
+        if pixels is None:
+            return self._tell(about)
+        self._tell(about | {"shape": pixels.shape}, pixels)
+
+    def _watched(self, packets: Iterable) -> Iterator:
+        """Whoever waits for the next of a slow grid shall hear that there is work."""
+        for packet in packets:
+            yield packet
+            if time.monotonic() - self.last_told > self.limits.time_limit / 10:
+                self._tell({"is_alive": True})
+
+    def _tell(self, message: dict, data: Any = b"") -> None:
+        """The time limit begins anew, and does not run while the caller is slow to listen."""
+        self.time_limit.pause()
+        send(self.answers, message, data)
+        self.last_told = time.monotonic()
+        self.time_limit.begin(self.limits.time_limit)
+
+    def _choice(self, facts: VideoFacts) -> np.ndarray:
+        self.time_limit.pause()
+        send(self.answers, {"facts": asdict(facts)})
+        _, indices = self.messages.get()
+        self.time_limit.begin(self.time_limit.left)
         return indices.view(np.int64)
-
-    source = data.tobytes() if request["path"] is None else request["path"]
-    clock.begin(limits.time_limit)
-    try:
-        decoded = read_stream(source, choose_frames, request["name"], limits)
-    except VideoDecodeError as error:
-        return send(answers, {"error": str(error)})
-    except Exception as error:  # whatever else a decoder raises, memory that is not there included
-        return send(answers, {"error": f"{request['name']} cannot be read: {type(error).__name__} {error}"})
-    finally:
-        clock.pause()
-    about = {"places": decoded.places.tolist(), "backend": decoded.backend, "shape": decoded.distinct.shape}
-    send(answers, about | {"decoded": asdict(decoded.facts)}, np.ascontiguousarray(decoded.distinct))
 
 
 __all__ = ["receive", "send", "serve"]

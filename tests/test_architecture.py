@@ -16,6 +16,7 @@ FLOORS = {
     "frame_sampling": 0,
     "video_limits": 0,
     "video_streams": 0.2,
+    "frame_sequence": 0.3,
     "video_worker": 0.4,
     "video_guard": 0.6,
     "video_inputs": 2,
@@ -51,7 +52,7 @@ LOADING_SCRIPTS = {
 ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "av"}
 ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
 STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
-STANDARD |= set("warnings json logging math operator os pathlib re threading time typing".split())
+STANDARD |= set("warnings json logging math operator os pathlib re threading tempfile time typing".split())
 STANDARD |= set("atexit faulthandler queue select signal struct subprocess sys weakref".split())  # the guarded process
 
 

@@ -9,7 +9,7 @@ from test_timeline import LABELS, QUIET, RED, draw_people, find_squares, make_pi
 from video_files import write_video
 
 from modeling_emoclip.frame_sampling import segment_middle
-from modeling_emoclip.video_frames import VideoFrames
+from modeling_emoclip.video_frames import open_frames
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def run(pipe):
 
 def grid(video, rate, **arguments):
     """Frames on a grid: their numbers, and which of them were new."""
-    frames = VideoFrames(video, **arguments)
+    frames = open_frames(video, **arguments)
     found = list(frames.on_grid(rate))
     numbers = [round(float(frame.pixels[frame.pixels.shape[0] // 2, 5].mean()) / 6) for frame in found]
     return frames, numbers, [frame.is_new for frame in found]

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every frame of a video once, in the order of time; length costs no memory. And its sound, copied.
+
+Times are seconds as a player counts them. `video_streams.py` is for a few frames of a clip, this is for all of them.
+
+This file is imported in the guarded process (video_worker.py) too, and so imports neither torch nor transformers.
+"""
+
+import contextlib
+import heapq
+import itertools
+import re
+import time as clock
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import av
+import numpy as np
+from PIL import Image
+
+from .video_limits import VideoDecodeError, VideoLimits
+from .video_streams import _UNREADABLE, _opened, _upright
+
+_OUT_OF_ORDER = 4  # frames that wait to be sorted: some files show 0 2 1 3
+_LONGEST_FRAME = 3600  # seconds; a slide may stay long, but a longer jump is a damaged time stamp
+_CUT_OFF = 1.0  # a stream that ends so many seconds before its header says is not whole
+_HALF_A_TICK = 1e-6  # of the finest clock in use; times are sums of fractions
+_SOUND = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus")  # what MP4 can hold
+
+
+@dataclass(frozen=True)
+class TimedFrame:
+    time: float  # seconds
+    end: float  # when the next frame comes
+    pixels: Callable[[], np.ndarray]  # makes them: (H, W, 3), uint8, RGB, upright; not every frame is asked for them
+
+
+@dataclass(frozen=True)
+class GridFrame:
+    step: int  # 0, 1, 2, ...
+    time: float  # seconds, the middle of the step
+    pixels: np.ndarray  # (H, W, 3), uint8, RGB, upright
+    is_new: bool  # False: the same frame as a step before, held
+
+
+class FrameSequence:
+    """The frames of one video; iterating goes through it from its beginning.
+
+    What comes from `_timed` is kept within the limits, and ends where time makes a jump.
+
+    Attributes:
+        source: path or bytes of a file, or a list of frames.
+        name: path, or "the video".
+        limits: what the video may cost; `time_limit` is for each frame here. What is too long, but does not say so, is
+            read as far as it may be.
+        fps: frames per second, on average.
+        duration: seconds that the header promises; `None` if it does not say.
+        size: (width, height), upright, once a frame was seen; frames of another size are resized to it.
+        start, end: seconds, of what was seen.
+    """
+
+    def __init__(self, source: str | bytes | list, name: str, limits: VideoLimits):
+        self.source, self.name, self.limits = source, name, limits
+        self.fps: float = 25.0
+        self.duration: float | None = None
+        self.size: tuple[int, int] | None = None
+        self.start = self.end = 0.0
+        self.faults: list[str] = []  # of the last iteration
+
+    @property
+    def error(self) -> str | None:
+        """What was wrong with the video, if the last iteration missed its end or had to leave frames out."""
+        if not self.faults:
+            return None
+        of = f" of {self.duration:.1f} s" if self.duration else ""
+        return f"{self.name}: {'; '.join(self.faults)} ({self.end - self.start:.1f} s{of} were read)"
+
+    def on_grid(self, rate: float) -> Iterator[GridFrame]:
+        """The frame on screen at the middle of each of `rate` equal steps per second, from the first frame on.
+
+        The steps of a whole video are the segments of `frame_sampling.segment_middle`. A very short one has one step.
+        """
+        step, first = 0, None
+        for frame in self:
+            first, pixels = first or frame, None
+            while (time := self.start + (step + 0.5) / rate) < frame.end - _HALF_A_TICK:
+                is_new, pixels = pixels is None, self.pixels_of(frame) if pixels is None else pixels
+                yield GridFrame(step, time, pixels, is_new)
+                step += 1
+        if step == 0:
+            yield GridFrame(0, self.start, self.pixels_of(first), True)
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        """Frames as they follow each other on screen. Raises a VideoDecodeError if there is none."""
+        self.faults, held = [], None
+        for number, frame in enumerate(self._timed()):
+            if held is None:
+                self.start = frame.time
+            elif number >= self.limits.max_frames or frame.time - self.start > self.limits.max_seconds:
+                self.faults.append("it is longer than max_frames or max_seconds, the rest is left out")
+                break
+            elif frame.time - held.time > _LONGEST_FRAME:
+                self.faults.append(f"time jumps from {held.time:.1f} s to {frame.time:.1f} s, the rest is left out")
+                break
+            else:
+                self.end = frame.time
+                yield replace(held, end=frame.time)
+            held = frame
+        if held is None:
+            raise VideoDecodeError(f"{self.name} {_UNREADABLE} (no frame decodes)")
+        self.end = held.end
+        yield held
+        if self.duration and self.duration - (self.end - self.start) > _CUT_OFF:
+            self.faults.append("it is cut off")
+
+    def pixels_of(self, frame: TimedFrame) -> np.ndarray:
+        """`(H, W, 3)`, uint8, RGB, upright, of the size of the first frame that was asked for."""
+        pixels = frame.pixels()
+        if self.size is not None and pixels.shape[1::-1] != self.size:
+            pixels = np.asarray(Image.fromarray(pixels).resize(self.size, Image.Resampling.BICUBIC))
+        self.size = pixels.shape[1::-1]
+        return np.ascontiguousarray(pixels)
+
+    def copy_sound(self, path: str) -> bool:
+        """Writes the first stream of sound that MP4 can hold, as it is, as such a file; False if there is none."""
+        return False
+
+    def _timed(self) -> Iterator[TimedFrame]:
+        """Frames in the order of time, each with the end that its own file gives it."""
+        raise NotImplementedError
+
+
+class FileFrames(FrameSequence):
+    """The frames of a file, decoded in this process by PyAV.
+
+    Args:
+        watch: is given the packets of the file, and gives them back one by one.
+
+    Raises:
+        VideoDecodeError: no video stream, more than a limit allows; while iterating, a video without a frame.
+    """
+
+    def __init__(
+        self, source: str | bytes, name: str, limits: VideoLimits, watch: Callable[[Iterable], Iterator] = iter
+    ):
+        super().__init__(source, name, limits)
+        self.watch, self.duration = watch, self._promised_duration()
+        limits.check_length(name, 0, self.duration)
+
+    def copy_sound(self, path: str) -> bool:
+        with _opened(self.source, self.name, self.limits) as (original, _):
+            streams = [stream for stream in original.streams.audio if stream.codec_context.name in _SOUND]
+            if not streams:
+                return False
+            zero = round((original.start_time or 0) / av.time_base / streams[0].time_base)
+            with av.open(path, "w", format="mp4") as container, contextlib.suppress(av.error.FFmpegError):
+                copy = container.add_stream_from_template(streams[0])
+                for packet in self.watch(original.demux(streams[0])):
+                    if None not in (packet.pts, packet.dts):
+                        packet.stream, packet.pts, packet.dts = copy, packet.pts - zero, packet.dts - zero
+                        container.mux(packet)
+        return True
+
+    def _timed(self) -> Iterator[TimedFrame]:
+        return _in_order(self._decoded(), self.faults)
+
+    def _decoded(self) -> Iterator[TimedFrame]:
+        damaged, end, since = 0, None, clock.monotonic()
+        try:
+            with _opened(self.source, self.name, self.limits) as (container, stream):
+                zero = (container.start_time or 0) / av.time_base
+                for packet in self.watch(container.demux(stream)):
+                    try:
+                        frames = packet.decode()
+                        damaged += packet.is_corrupt or any(frame.is_corrupt for frame in frames)
+                    except av.error.InvalidDataError:
+                        frames, damaged = [], damaged + 1
+                    if not frames and clock.monotonic() - since > self.limits.time_limit:
+                        if end is None:
+                            raise VideoDecodeError(f"{self.name}: no frame within {self.limits.time_limit:g} s")
+                        self.faults.append(f"no further frame within {self.limits.time_limit:g} s")
+                        break
+                    for frame in frames:
+                        time = (end or 0.0) if frame.pts is None else float(frame.pts * frame.time_base) - zero
+                        end = time + (float(frame.duration * frame.time_base) if frame.duration else 1 / self.fps)
+                        yield TimedFrame(time, end, partial(_upright, frame, []))
+                        since = clock.monotonic()  # not counting what others do with the frame
+        except av.error.FFmpegError as error:
+            if end is None:
+                raise VideoDecodeError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
+            self.faults.append(f"it cannot be read further ({error.strerror})")
+        if damaged and end is not None:
+            self.faults.append(f"{damaged} of its packets damaged")
+
+    def _promised_duration(self) -> float | None:
+        try:
+            with _opened(self.source, self.name, self.limits) as (container, stream):
+                self.fps = float(stream.average_rate or stream.guessed_rate or self.fps)
+                if stream.duration:
+                    return float(stream.duration * stream.time_base)
+                if clock := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):  # Matroska
+                    hours, minutes, seconds = map(float, clock.groups())
+                    first = float((stream.start_time or 0) * stream.time_base)
+                    return 3600 * hours + 60 * minutes + seconds - first
+                if container.duration and len(container.streams) == 1:
+                    return container.duration / av.time_base
+        except av.error.FFmpegError as error:
+            raise VideoDecodeError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
+        return None
+
+
+def _in_order(frames: Iterator[TimedFrame], faults: list[str]) -> Iterator[TimedFrame]:
+    """Sorted by time; frames that come too late to be sorted are left out, and `faults` then says so."""
+    waiting, last, late, count = [], -np.inf, 0, 0
+    for frame in itertools.chain(frames, [None] * _OUT_OF_ORDER):
+        if frame is not None:
+            count += 1
+            heapq.heappush(waiting, (frame.time, count, frame))
+            if len(waiting) <= _OUT_OF_ORDER:
+                continue
+        if waiting:
+            time, _, earliest = heapq.heappop(waiting)
+            if time > last:
+                yield earliest
+            late += time <= last
+            last = max(time, last)
+    if late:
+        faults.append(f"{late} of {count} frames left out, their time stamps run backwards")
+
+
+__all__ = ["FileFrames", "FrameSequence", "GridFrame", "TimedFrame"]
