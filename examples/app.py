@@ -33,8 +33,9 @@ from transformers import pipeline
 
 EXPORTED = Path("outputs/synthetic_emoclip/hub")  # by `make demo`
 # What a stranger may ask for. The processor refuses a video that is larger than 4K or longer than 10 minutes, with 60
-# frames a second, or of which nothing can be read for 20 s.
-VIDEO_LIMITS = {"max_pixels": 4096 * 2304, "max_seconds": 600.0, "max_frames": 36_000, "time_limit": 20.0}
+# frames a second, or of which nothing can be read for 20 s; and frames that are narrow strips.
+VIDEO_LIMITS = {"max_pixels": 4096 * 2304, "max_aspect": 8.0}
+VIDEO_LIMITS |= {"max_seconds": 600.0, "max_frames": 36_000, "time_limit": 20.0}
 MOST_LABELS, LONGEST_TEXT = 24, 200
 MOST_MEGABYTES = 200  # of an upload
 MOST_GIGABYTES, MOST_FILES = 4, 1000  # of all visitors together

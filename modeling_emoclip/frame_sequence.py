@@ -117,7 +117,9 @@ class FrameSequence:
     def pixels_of(self, frame: TimedFrame) -> np.ndarray:
         """`(H, W, 3)`, uint8, RGB, upright, of the size of the first frame that was asked for."""
         pixels = frame.pixels()
-        if self.size is not None and pixels.shape[1::-1] != self.size:
+        if self.size is None:
+            self.limits.check_size(self.name, *pixels.shape[1::-1])  # the header may say otherwise
+        elif pixels.shape[1::-1] != self.size:
             pixels = np.asarray(Image.fromarray(pixels).resize(self.size, Image.Resampling.BICUBIC))
         self.size = pixels.shape[1::-1]
         return np.ascontiguousarray(pixels)
@@ -150,7 +152,8 @@ class FileFrames(FrameSequence):
 
     def copy_sound(self, path: str) -> bool:
         with _opened(self.source, self.name, self.limits) as (original, _):
-            streams = [stream for stream in original.streams.audio if stream.codec_context.name in _SOUND]
+            known = [stream for stream in original.streams.audio if stream.codec_context is not None]
+            streams = [stream for stream in known if stream.codec_context.name in _SOUND]
             if not streams:
                 return False
             zero = round((original.start_time or 0) / av.time_base / streams[0].time_base)

@@ -32,6 +32,7 @@ _THUMBNAIL = 112  # pixels, the longer side
 _MOST_THUMBNAILS = 8  # of a person; there are always at least half as many, evenly in time, if the person stays
 _WIDTH, _LEFT, _RIGHT = 14.0, 1.5, 0.35  # of a picture and its margins, inches
 _TICK = Fraction(1, 90_000)  # of a second; whole for all usual frame rates
+_LONGEST_SIDE = 16_384  # pixels; libx264's
 _MOST_CELLS = 240  # of a lane; more are averaged, since the eye could not tell them apart
 
 
@@ -208,31 +209,44 @@ def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = 
     Args:
         path: file to write, as `out.mp4`. It appears when it is whole.
         video, fps: the video, if the timeline was not made of a file, or the file has moved.
+
+    Raises:
+        ValueError: the video is not there, or its frames have sides that H.264 cannot have.
     """
     if video is None and not os.path.exists(timeline.video):
         raise ValueError(f"{timeline.video} is not there (any more): give video=, what the timeline was made of")
+    if min(timeline.size) < 2 or max(timeline.size) > _LONGEST_SIDE:
+        raise ValueError(
+            f"{timeline.video} has frames of {timeline.size[0]} x {timeline.size[1]} pixels, but what is drawn into "
+            f"must have 2 to {_LONGEST_SIDE:,} a side"
+        )
     processor = timeline.pipe and timeline.pipe.processor.video_processor
     how = {"limits": processor.video_limits, "guarded": processor.guard_decoding} if processor else {}
     frames, paint = open_frames(timeline.video if video is None else video, fps, **how), _Painter(timeline)
     frames.size = timeline.size
     bar, sound = progress_bar(frames, str(path), progress), tempfile.TemporaryDirectory()
     with bar, sound, written(path) as unfinished, av.open(str(unfinished), "w") as container:
-        rate = Fraction(frames.fps).limit_denominator(100_000)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-        stream.codec_context.time_base, stream.pix_fmt = _TICK, "yuv420p"
-        stream.width, stream.height = (side // 2 * 2 for side in timeline.size)
-        sound_parts = _sound(frames, os.path.join(sound.name, "sound.mp4"), container)
-        parts = heapq.merge(((frame.time, frame) for frame in frames), sound_parts, key=itemgetter(0))
-        for time, part in parts:
-            if isinstance(part, av.Packet):
-                container.mux(part)
-                continue
-            picture = av.VideoFrame.from_ndarray(paint(frames.pixels_of(part), time)[: stream.height, : stream.width])
-            picture.pts, picture.time_base = round(time / _TICK), _TICK
-            container.mux(stream.encode(picture))
-            bar.update(int(time - frames.start) - bar.n)
-        container.mux(stream.encode())
+        _write(container, frames, os.path.join(sound.name, "sound.mp4"), paint, bar)
     return Path(path)
+
+
+def _write(container, frames: FrameSequence, sound_file: str, paint: "_Painter", bar) -> None:
+    """All pictures, painted, and the sound, in the order of time."""
+    rate = Fraction(frames.fps).limit_denominator(100_000)
+    stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+    stream.codec_context.time_base, stream.pix_fmt = _TICK, "yuv420p"
+    stream.width, stream.height = (side // 2 * 2 for side in frames.size)
+    pictures, last = ((frame.time, frame) for frame in frames), -1
+    for time, part in heapq.merge(pictures, _sound(frames, sound_file, container), key=itemgetter(0)):
+        if isinstance(part, av.Packet):
+            container.mux(part)
+            continue
+        picture = av.VideoFrame.from_ndarray(paint(frames.pixels_of(part), time)[: stream.height, : stream.width])
+        last = picture.pts = max(round(time / _TICK), last + 1)  # damaged files have times within one tick
+        picture.time_base = _TICK
+        container.mux(stream.encode(picture))
+        bar.update(int(time - frames.start) - bar.n)
+    container.mux(stream.encode())
 
 
 def _sound(frames: FrameSequence, file: str, container) -> Iterator[tuple[float, av.Packet]]:

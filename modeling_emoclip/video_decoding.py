@@ -61,6 +61,7 @@ def read_video(
     metadata, frames = _metadata(decoded.facts), decoded.frames
     metadata.frames_indices, metadata.video_backend = decoded.chosen, decoded.backend
     metadata.height, metadata.width = frames.shape[1:3]
+    limits.check_size(name, metadata.width, metadata.height)  # the header may say otherwise
     return frames, metadata
 
 

@@ -21,6 +21,8 @@ class VideoLimits:
 
     Args:
         max_pixels: of a frame; the default holds 8K (7680 x 4320).
+        max_aspect: the longer side of a frame by its shorter one. Frames are resized for the model by the shorter side
+            and then cropped, and a strip of a few pixels by thousands would become larger than memory.
         max_frames: in the file, or images in the folder; the default is a day of 58 a second.
         max_seconds: length; the default is a day.
         max_bytes: of all frames that are taken from the video, decoded; the default is 4 GiB.
@@ -32,6 +34,7 @@ class VideoLimits:
     """
 
     max_pixels: int = 2**25
+    max_aspect: float = 32.0
     max_frames: int = 5_000_000
     max_seconds: float = 86_400.0
     max_bytes: int = 2**32
@@ -48,6 +51,12 @@ class VideoLimits:
             raise VideoDecodeError(
                 f"{name} is refused: its frames have {width} x {height} = {width * height:,} pixels, but max_pixels "
                 f"is {self.max_pixels:,}"
+            )
+
+        if min(width, height) > 0 and max(width, height) > self.max_aspect * min(width, height):
+            raise VideoDecodeError(
+                f"{name} is refused: its frames have {width} x {height} pixels, but max_aspect, the longer side by "
+                f"the shorter one, is {self.max_aspect:g}"
             )
 
     def check_length(self, name: str, num_frames: int, seconds: float | None = None) -> None:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads damaged videos as the package reads them, in a process that is watched from outside.
 
-python tests/fuzz_video.py [--number 2000] [--seed 0] [--in-process] [--record]
+python tests/fuzz_video.py [--number 2000] [--seed 0] [--time-lines] [--in-process] [--record]
 
 Each file must be decoded, or be one error that names it. What goes wrong otherwise is printed and makes the exit
-status 1: a crash or a hang of the caller, another error, memory that grows. With --in-process there is no guarded
-process, and a crash is the caller's: it is counted, and the next file is read in a new one. --record puts the counts
-into docs/reliability.json, from which `python tests/reliability.py` writes the table of docs/reliability.md.
+status 1: a crash or a hang of the caller, another error, memory that grows. With --time-lines a time line is made of
+each file, all its frames, and then drawn into it, with its sound; without, three of its frames are read. With
+--in-process there is no guarded process, and a crash is the caller's: it is counted, and the next file is read in a
+new one. --record puts the counts into docs/reliability.json, from which `python tests/reliability.py` writes the
+table of docs/reliability.md.
 """
 
 import argparse
@@ -17,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -27,10 +30,12 @@ from reliability import keep
 from tqdm import tqdm
 from video_mutations import Mutation, make_videos, mutations
 
+from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
 from modeling_emoclip.video_decoding import read_video
 from modeling_emoclip.video_limits import VideoDecodeError
 
 TIME_LIMIT = 10.0  # seconds for a file, of `VideoLimits`
+LIMITS = {"time_limit": TIME_LIMIT, "max_seconds": 600}  # of a service; a day of time line is legal, and no hang
 HANG = 3 * TIME_LIMIT  # after which the caller is taken for hung
 LARGEST_GROWTH = 0.05  # of the caller's memory, from the second tenth of the run to the last
 
@@ -41,11 +46,39 @@ def first_middle_last(metadata) -> np.ndarray:
     return np.unique([0, last // 2, last])
 
 
-def outcome(path: Path, guarded: bool) -> str:
-    """What reading the file came to: "decoded", "refused", "ended for its time", "crashed its decoder", or what must
-    not be: "wrong error: ..."."""
+def read_three(path: Path, guarded: bool) -> str:
+    """ "decoded"."""
+    frames, _ = read_video(path, first_middle_last, limits=LIMITS, guarded=guarded)
+    return "decoded" if frames.dtype == np.uint8 and frames.ndim == 4 and len(frames) else "wrong error: no frames"
+
+
+def make_reader(time_lines: bool, guarded: bool) -> Callable[[Path], str]:
+    """What is done to each file; it returns "decoded", or what else is right."""
+    if not time_lines:
+        return partial(read_three, guarded=guarded)
+    clip = Path(__file__).parents[1] / "examples" / "tiny_clip"
+    how = {"num_frames": 8, "video_limits": LIMITS, "guard_decoding": guarded}
+    processor = EmoCLIPProcessor.from_clip(clip, **how)
+    pipe = ZeroShotVideoClassificationPipeline(model=EmoCLIPModel.from_clip(clip).eval(), processor=processor)
+
+    def draw(path: Path) -> str:
+        timeline = pipe.timeline(path, ["a smile", "a frown"], faces="none", progress=False)
+        try:
+            timeline.annotate(path.with_suffix(".drawn.mp4"), progress=False).unlink()
+        except ValueError as error:
+            if f"{path.name} has frames of" not in str(error):
+                raise
+            return "decoded but not drawn for its size"
+        return "decoded" if timeline.complete else "decoded in part"
+
+    return draw
+
+
+def outcome(path: Path, read: Callable[[Path], str]) -> str:
+    """What reading the file came to: as `read` says, "refused", "ended for its time", "crashed its decoder", or what
+    must not be: "wrong error: ..."."""
     try:
-        frames, _ = read_video(path, first_middle_last, limits={"time_limit": TIME_LIMIT}, guarded=guarded)
+        return read(path)
     except VideoDecodeError as error:
         if path.name not in str(error):
             return f"wrong error: does not name {path.name}: {error}"
@@ -54,17 +87,18 @@ def outcome(path: Path, guarded: bool) -> str:
         return "crashed its decoder" if "crashed its decoder" in str(error) else "refused"
     except Exception as error:
         return f"wrong error: {type(error).__name__}: {error}"
-    return "decoded" if frames.dtype == np.uint8 and frames.ndim == 4 and len(frames) else "wrong error: no frames"
 
 
-def read_all(damaged: Iterator[Mutation], folder: Path, guarded: bool) -> Iterator[dict]:
+def read_all(damaged: Iterator[Mutation], folder: Path, read: Callable[[Path], str]) -> Iterator[dict]:
     """A record of each file: its name, what came of it, seconds, and the bytes of memory of this process."""
     process = psutil.Process()
     for mutation in damaged:
         path, start = folder / mutation.name, time.perf_counter()
         path.write_bytes(mutation.data)
-        result = outcome(path, guarded)
+        result = outcome(path, read)
         path.unlink()
+        if left := sorted(other.name for other in folder.glob(f"*{path.stem}*")):
+            result = f"wrong error: it leaves {', '.join(left)} after {result}"
         seconds = time.perf_counter() - start
         about = {"name": mutation.name, "container": mutation.container, "kind": mutation.kind}
         yield about | {"outcome": result, "seconds": seconds, "memory": process.memory_info().rss}
@@ -112,6 +146,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--time-lines", action="store_true", help="all frames and the sound, as `pipe.timeline` reads")
     parser.add_argument("--in-process", action="store_true", help="without the guarded process")
     parser.add_argument("--record", action="store_true", help="into docs/reliability.json")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
@@ -119,7 +154,7 @@ def main() -> int:
     if options.child is not None:
         with tempfile.TemporaryDirectory() as folder:
             damaged = islice(mutations(make_videos(Path(folder)), options.number, options.seed), options.child, None)
-            for record in read_all(damaged, Path(folder), not options.in_process):
+            for record in read_all(damaged, Path(folder), make_reader(options.time_lines, not options.in_process)):
                 print(json.dumps(record), flush=True)
         return 0
     arguments = [argument for argument in sys.argv[1:] if argument != "--record"]
@@ -130,7 +165,8 @@ def main() -> int:
             print(record["name"], record["outcome"])
     print(json.dumps(result, indent=2))
     if options.record:
-        keep("fuzz_in_process" if options.in_process else "fuzz_guarded", result)
+        where = "in_process" if options.in_process else "guarded"
+        keep(f"fuzz_time_lines_{where}" if options.time_lines else f"fuzz_{where}", result)
     bad = [name for name in result["outcomes"] if "caller" in name or name.startswith("wrong")]
     return int(bool(bad) or result["memory_growth"] > LARGEST_GROWTH)
 

@@ -39,6 +39,14 @@ def gif(folder: Path) -> Path:
     return folder / "wide.gif"
 
 
+def strip(folder: Path) -> Path:
+    """30,000 x 1 pixels; resized for a model by the shorter side, and only then cropped, a frame would take 4.5 GB."""
+    size = struct.pack("<HH", 30_000, 1)
+    data = b"GIF89a" + size + b"\x80\x00\x00" + b"\x00\x00\x00\xff\xff\xff"
+    (folder / "strip.gif").write_bytes(data + b"\x2c\x00\x00\x00\x00" + size + b"\x00\x02\x02\x44\x01\x00\x3b")
+    return folder / "strip.gif"
+
+
 def huge_frames(folder: Path) -> Path:
     """A real video of 8,192 x 8,192 pixels."""
     path = folder / "huge.mp4"
@@ -93,6 +101,7 @@ def concatenation(folder: Path) -> Path:
 
 FILES = {
     "GIF of 65,535 x 65,535 pixels, 40 bytes": gif,
+    "GIF of 30,000 x 1 pixels, 40 bytes": strip,
     "video of 8,192 x 8,192 pixels": huge_frames,
     "MP4 whose tables say 4 billion frames": absurd_length,
     "PNG of 10,000 x 10,000 pixels among the frames of a folder": picture_bomb,

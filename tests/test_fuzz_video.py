@@ -5,24 +5,22 @@ from pathlib import Path
 
 import hostile_files
 import pytest
-from fuzz_video import read_all, summary
+from fuzz_video import make_reader, read_all, summary
 from video_mutations import KINDS, make_videos, mutations
 
 NUMBER = 2 * 5 * len(KINDS)  # every kind of damage to each of the five containers, twice
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("fuzz")
-    return list(read_all(mutations(make_videos(folder), NUMBER, seed=7), folder, guarded=True))
-
-
-def test_damaged_files_are_decoded_or_one_error_that_names_them(records):
+@pytest.mark.parametrize("time_lines", [False, True], ids=["three frames", "time lines"])
+def test_damaged_files_are_decoded_or_one_error_that_names_them(time_lines, tmp_path):
+    read, damaged = make_reader(time_lines, guarded=True), mutations(make_videos(tmp_path), NUMBER, seed=7)
+    records = list(read_all(damaged, tmp_path, read))
     assert len(records) == NUMBER
     bad = [(record["name"], record["outcome"]) for record in records if record["outcome"].startswith("wrong")]
     assert not bad
     outcomes = summary(records)["outcomes"]
     assert outcomes["decoded"] > NUMBER / 4 and outcomes["refused"] > NUMBER / 20  # the damage is some, and not all
+    assert not time_lines or outcomes["decoded in part"] > NUMBER / 20
 
 
 def test_the_same_seed_makes_the_same_files(tmp_path):

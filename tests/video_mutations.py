@@ -18,6 +18,7 @@ CODECS = {
     "webm": ("libvpx", "libvpx-vp9"),
     "gif": ("gif",),
 }
+SOUND = {"mp4": "aac", "avi": "libmp3lame", "mkv": "libopus", "webm": "libopus"}  # in the first file of a container
 PIXEL_FORMATS = {"gif": "rgb8", "mjpeg": "yuvj420p"}
 OPTIONS = {"libx264": {"preset": "ultrafast"}, "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"}}
 HEADER = 1500  # bytes at the beginning; an index at the end of an mp4 counts too
@@ -56,24 +57,39 @@ def make_videos(folder: Path, num_frames: int = 25) -> dict[str, list[bytes]]:
     videos: dict[str, list[bytes]] = {}
     for container, codecs in CODECS.items():
         for codec in codecs:
-            path = folder / f"{codec}.{container}"
-            videos.setdefault(container, []).append(write_noise(path, codec, num_frames).read_bytes())
+            path, sound = folder / f"{codec}.{container}", SOUND.get(container) if codec == codecs[0] else None
+            videos.setdefault(container, []).append(write_noise(path, codec, num_frames, sound=sound).read_bytes())
     return videos
 
 
-def write_noise(path: Path, codec: str = "libx264", num_frames: int = 25, width: int = 96, height: int = 64) -> Path:
-    """A picture that moves and changes, so that every kind of block is in the file."""
+def write_noise(
+    path: Path,
+    codec: str = "libx264",
+    num_frames: int = 25,
+    width: int = 96,
+    height: int = 64,
+    sound: str | None = None,
+) -> Path:
+    """A picture that moves and changes, so that every kind of block is in the file; and sound, if a codec is named."""
     noise = np.random.default_rng(0).integers(0, 255, (height, 4 * width, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMATS.get(codec, "yuv420p")
         if codec != "gif":
             stream.codec_context.gop_size, stream.bit_rate = 8, 300_000
+        hiss = container.add_stream(sound, rate=48_000) if sound else None
         for index in range(num_frames):
+            if hiss:
+                samples = np.resize(noise, (2, 48_000 // 25)).astype("f4") / 1000
+                samples = av.AudioFrame.from_ndarray(samples, "fltp", "stereo")
+                samples.sample_rate, samples.pts = 48_000, index * 48_000 // 25
+                container.mux(hiss.encode(samples))
             pixels = np.ascontiguousarray(noise[:, 3 * index : 3 * index + width])
             pixels[: height // 2] = 9 * index % 256
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+        if hiss:
+            container.mux(hiss.encode())
     return path
 
 

@@ -181,26 +181,30 @@ import sys, time, types
 import numpy as np
 package = sys.modules["hub"] = types.ModuleType("hub")
 package.__path__ = [sys.argv[1]]
-from hub.video_guard import read_guarded
+from hub.video_guard import GuardedFrames, read_guarded
 from hub.video_limits import VideoLimits
 """
 READ_FOREVER = """
 def choose(facts):
-    print("chooses", flush=True)
+    print("begins", flush=True)
     if sys.argv[3] == "chooses":
         time.sleep(60)
     return np.arange(facts.total_num_frames)
+if sys.argv[3] == "streams":
+    for frame in GuardedFrames(sys.argv[2], "clip", VideoLimits()):
+        print("begins", flush=True)
+        time.sleep(60)
 while True:
     read_guarded(sys.argv[2], choose, "clip", VideoLimits())
 """
 
 
-@pytest.mark.parametrize("state", ["chooses", "reads"])
+@pytest.mark.parametrize("state", ["chooses", "reads", "streams"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nobody_is_left_when_the_caller_ends(clip, number, state):
     command = [sys.executable, "-c", IMPORT_GUARD + READ_FOREVER, str(CODE), str(clip), state]
     caller = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    assert caller.stdout.readline() == b"chooses\n"
+    assert caller.stdout.readline() == b"begins\n"
     readers = readers_of(caller.pid)
     start = time.monotonic()
     os.killpg(caller.pid, number)  # as a terminal does
@@ -245,6 +249,7 @@ def test_without_an_interpreter_it_says_so(clip, monkeypatch):
     ("limits", "message"),
     [
         ({"max_pixels": 96 * 64 - 1}, "its frames have 96 x 64 = 6,144 pixels, but max_pixels is 6,143"),
+        ({"max_aspect": 1.49}, r"its frames have 96 x 64 pixels, but max_aspect, .* is 1\.49"),
         ({"max_frames": 39}, "it has 40 frames or more, but max_frames is 39"),
         ({"max_seconds": 1.5}, r"it lasts 1\.6 s, but max_seconds is 1\.5"),
         ({"max_bytes": 40 * 96 * 64 * 3 - 1}, "40 frames of 96 x 64 are 737,280 bytes, but max_bytes is 737,279"),
