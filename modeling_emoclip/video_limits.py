@@ -26,8 +26,8 @@ class VideoLimits:
         max_frames: in the file, or images in the folder; the default is a day of 58 a second.
         max_seconds: length; the default is a day.
         max_bytes: of all frames that are taken from the video, decoded; the default is 4 GiB.
-        time_limit: seconds for reading what is taken. Kept exactly in a guarded process only; elsewhere between two
-            packets of the file.
+        time_limit: seconds for reading what is taken, or for each frame where all are gone through. Kept exactly in a
+            guarded process only; elsewhere between two packets of the file.
 
     Raises:
         ValueError: a limit that is no positive number.

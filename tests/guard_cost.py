@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reading in another process costs, 16 frames of a video guarded and not in turns; and how soon Ctrl-C ends it.
+"""What reading in another process costs, 16 frames of a video, and time lines, guarded and not in turns; and how soon
+Ctrl-C ends it.
 
 python tests/guard_cost.py [--record]
 """
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from reliability import keep
 from video_mutations import write_noise
 
+from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
 from modeling_emoclip.video_decoding import read_video
 
 TURNS = 12
@@ -35,13 +38,30 @@ def sixteen(metadata) -> np.ndarray:
     return np.linspace(0, metadata.total_num_frames - 1, 16).round().astype(int)
 
 
-def cost(path: Path) -> dict:
+def read_sixteen(path: Path) -> Callable[[bool], object]:
+    """What takes the time: 16 frames."""
+    return lambda guarded: read_video(path, sixteen, guarded=guarded)
+
+
+def draw_time_line(path: Path) -> Callable[[bool], object]:
+    """What takes the time: a time line with 8 frames a second, by the smallest model there is."""
+    processor = EmoCLIPProcessor.from_clip(MODEL)
+    pipe = ZeroShotVideoClassificationPipeline(model=EmoCLIPModel.from_clip(MODEL).eval(), processor=processor)
+
+    def run(guarded: bool):
+        processor.video_processor.guard_decoding = guarded
+        return pipe.timeline(path, ["a smile", "a frown"], faces="none", progress=False)
+
+    return run
+
+
+def cost(work: Callable[[bool], object]) -> dict:
     """Medians over turns."""
     seconds = {True: [], False: []}
     for _ in range(TURNS):
         for guarded, found in seconds.items():
             start = time.perf_counter()
-            read_video(path, sixteen, guarded=guarded)
+            work(guarded)
             found.append(time.perf_counter() - start)
     guarded, plain = (float(np.median(seconds[key][2:])) for key in (True, False))
     return {"guarded_ms": 1000 * guarded, "in_process_ms": 1000 * plain, "ratio": guarded / plain}
@@ -65,10 +85,12 @@ def main():
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made it deaf to it
     with tempfile.TemporaryDirectory() as folder:
-        result = {"turns": TURNS, "costs": {}}
+        result = {"turns": TURNS, "costs": {}, "time_line_costs": {}}
         for name, (width, height) in SIZES.items():
             path = write_noise(Path(folder) / f"{width}.mp4", num_frames=50, width=width, height=height)
-            result["costs"][name] = cost(path)
+            result["costs"][name] = cost(read_sixteen(path))
+            path = write_noise(Path(folder) / f"{width}.long.mp4", num_frames=250, width=width, height=height)
+            result["time_line_costs"][name] = cost(draw_time_line(path))
         result["ctrl_c_seconds"] = sorted(seconds_to_end(path) for _ in range(3))
     print(json.dumps(result, indent=2))
     if options.record:

@@ -3,6 +3,8 @@
 
 python tests/fuzz_video.py --number 3000 --record
 python tests/fuzz_video.py --number 3000 --in-process --record
+python tests/fuzz_video.py --number 3000 --time-lines --record
+python tests/fuzz_video.py --number 3000 --time-lines --in-process --record
 python tests/long_run.py --record
 python tests/hostile_files.py --record
 python tests/guard_cost.py --record
@@ -40,10 +42,12 @@ def fuzz_row(what: str, result: dict) -> list[str]:
 
 def cost_rows(result: dict) -> list[list[str]]:
     """Of guard_cost.py."""
-    read = ", ".join(f"{one['ratio']:.2f} for {size}" for size, one in result["costs"].items())
-    ends = result["ctrl_c_seconds"]
+    ends, rows = result["ctrl_c_seconds"], []
+    for what, key in (("16 frames of a video", "costs"), ("a time line of 10 s", "time_line_costs")):
+        ratios = ", ".join(f"{one['ratio']:.2f} for {size}" for size, one in result[key].items())
+        rows.append([f"{what}, guarded against in the caller", f"{result['turns']} turns", f"times as long: {ratios}"])
     return [
-        ["16 frames of a video, guarded against in the caller", f"{result['turns']} turns", f"times as long: {read}"],
+        *rows,
         [
             "Ctrl-C while `emoclip classify` works",
             f"{len(ends)} times",
@@ -58,6 +62,8 @@ def rows(records: dict) -> list[list[str]]:
     return [
         fuzz_row("damaged videos, read in the guarded process (the default)", records["fuzz_guarded"]),
         fuzz_row("damaged videos, read in the caller's process", records["fuzz_in_process"]),
+        fuzz_row("time lines of damaged videos, drawn into them with their sound", records["fuzz_time_lines_guarded"]),
+        fuzz_row("the same, decoded in the caller's process", records["fuzz_time_lines_in_process"]),
         [
             "calls of one pipeline, every tenth with a damaged video, a thousand label sets",
             f"{long_run['calls']:,} calls",

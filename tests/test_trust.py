@@ -38,6 +38,7 @@ sys.addaudithook(note)
 pipe = pipeline(model=folder, trust_remote_code=True)
 pipe(clip, candidate_labels=["a smile", "a frown"])
 pipe.embed([clip], progress=False)
+pipe.timeline(clip, ["a smile", "a frown"], faces="none", progress=False)
 assert type(pipe).__module__.startswith("transformers_modules"), type(pipe)
 with open(report, "w") as file:
     json.dump(events, file)

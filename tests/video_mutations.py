@@ -71,7 +71,8 @@ def write_noise(
     sound: str | None = None,
 ) -> Path:
     """A picture that moves and changes, so that every kind of block is in the file; and sound, if a codec is named."""
-    noise = np.random.default_rng(0).integers(0, 255, (height, 4 * width, 3), dtype=np.uint8)
+    breadth = max(4 * width, width + 3 * num_frames)
+    noise = np.random.default_rng(0).integers(0, 255, (height, breadth, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=OPTIONS.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMATS.get(codec, "yuv420p")
