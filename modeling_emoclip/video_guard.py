@@ -121,7 +121,7 @@ class _Reader:
             code = self.end()
             raise RuntimeError(
                 f"{sys.executable!r} cannot be started to read a video in a process of its own ({error or code}); "
-                "with guarded=False it is read in this one"
+                "guarded=False, or guard_decoding=False of the video processor, reads it in this one"
             ) from None
         except BaseException:  # Ctrl-C
             self.end()

@@ -237,7 +237,7 @@ def test_modules_beside_the_caller_are_not_imported(clip, tmp_path, monkeypatch)
 def test_without_an_interpreter_it_says_so(clip, monkeypatch):
     monkeypatch.setattr(video_guard, "_idle", [])
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(RuntimeError, match=r"'/nowhere/python' cannot be started .* guarded=False"):
+    with pytest.raises(RuntimeError, match=r"'/nowhere/python' cannot be started .* guard_decoding=False"):
         read_video(clip, every_frame)
 
 
