@@ -17,10 +17,9 @@ from functools import partial
 
 import av
 import numpy as np
-from PIL import Image
 
 from .video_limits import VideoDecodeError, VideoLimits
-from .video_streams import _UNREADABLE, _opened, _upright
+from .video_streams import _UNREADABLE, _opened, _sized, _upright
 
 _OUT_OF_ORDER = 4  # frames that wait to be sorted: some files show 0 2 1 3
 _LONGEST_FRAME = 3600  # seconds; a slide may stay long, but a longer jump is a damaged time stamp
@@ -119,8 +118,7 @@ class FrameSequence:
         pixels = frame.pixels()
         if self.size is None:
             self.limits.check_size(self.name, *pixels.shape[1::-1])  # the header may say otherwise
-        elif pixels.shape[1::-1] != self.size:
-            pixels = np.asarray(Image.fromarray(pixels).resize(self.size, Image.Resampling.BICUBIC))
+        pixels = _sized(pixels, self.size)
         self.size = pixels.shape[1::-1]
         return np.ascontiguousarray(pixels)
 
@@ -187,7 +185,7 @@ class FileFrames(FrameSequence):
                     for frame in frames:
                         time = (end or 0.0) if frame.pts is None else float(frame.pts * frame.time_base) - zero
                         end = time + (float(frame.duration * frame.time_base) if frame.duration else 1 / self.fps)
-                        yield TimedFrame(time, end, partial(_upright, frame, []))
+                        yield TimedFrame(time, end, partial(_upright, frame))
                         since = clock.monotonic()  # not counting what others do with the frame
         except av.error.FFmpegError as error:
             if end is None:

@@ -121,7 +121,7 @@ def _network(address: str) -> Iterator[TimedPixels]:
                 if time is None or not 0 <= stamp - offset - time <= _LONGEST_STEP:
                     offset = stamp - expected
                 time = stamp - offset
-                yield time, partial(_upright, frame, [])
+                yield time, partial(_upright, frame)
     except av.error.FFmpegError as error:
         far = "cannot be opened" if time is None else f"cannot be read further than {time:.1f} s"
         raise OSError(f"{name} {far} ({error.strerror})") from None

@@ -52,7 +52,6 @@ class VideoLimits:
                 f"{name} is refused: its frames have {width} x {height} = {width * height:,} pixels, but max_pixels "
                 f"is {self.max_pixels:,}"
             )
-
         if min(width, height) > 0 and max(width, height) > self.max_aspect * min(width, height):
             raise VideoDecodeError(
                 f"{name} is refused: its frames have {width} x {height} pixels, but max_aspect, the longer side by "

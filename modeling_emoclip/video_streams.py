@@ -224,7 +224,7 @@ def _decode_with_pyav(source, table: _FrameTable, wanted: np.ndarray, name: str)
             if frame is None or frame.pts != time:
                 return None
             position = time
-            frames.append(_upright(frame, frames))
+            frames.append(_sized(_upright(frame), frames[0].shape[1::-1] if frames else None))
     return np.stack(frames)
 
 
@@ -246,7 +246,7 @@ def _read_by_counting(source, choose_frames, name, limits: VideoLimits) -> Decod
     with _opened(source, name, limits) as (container, stream):
         for index, frame in enumerate(_decoded(container, stream)):
             if len(frames) < len(wanted) and index == wanted[len(frames)]:
-                frames.append(_upright(frame, frames))
+                frames.append(_sized(_upright(frame), frames[0].shape[1::-1] if frames else None))
     return Decoded(np.stack(frames), places, chosen, facts, "pyav")
 
 
@@ -268,13 +268,16 @@ def _decoded(container, stream) -> Iterator[av.VideoFrame]:
             continue
 
 
-def _upright(frame: av.VideoFrame, previous: list[np.ndarray]) -> np.ndarray:
-    """`(H, W, 3)`, uint8, turned as the display matrix says (decord turns by itself), sized as the frames before."""
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
-    if previous and pixels.shape != previous[0].shape:
-        height, width = previous[0].shape[:2]
-        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
-    return pixels
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """`(H, W, 3)`, uint8, turned as the display matrix says (decord turns by itself)."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+
+
+def _sized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """`(H, W, 3)`, uint8, of the size (width, height); a size may change in the middle of a video."""
+    if size in (None, pixels.shape[1::-1]):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def ask_for_frames(choose_frames: Callable, facts, name: str) -> np.ndarray:

@@ -146,8 +146,9 @@ class _Work:
     def _tell_frame(self, frames: FileFrames, frame: dict, pixels: np.ndarray | None) -> None:
         about = {"frame": frame, "span": (frames.start, frames.end)}
         if pixels is None:
-            return self._tell(about)
-        self._tell(about | {"shape": pixels.shape}, pixels)
+            self._tell(about)
+        else:
+            self._tell(about | {"shape": pixels.shape}, pixels)
 
     def _watched(self, packets: Iterable) -> Iterator:
         """Whoever waits for the next of a slow grid shall hear that there is work."""

@@ -47,7 +47,7 @@ def first_middle_last(metadata) -> np.ndarray:
 
 
 def read_three(path: Path, guarded: bool) -> str:
-    """ "decoded"."""
+    """Its first, middle and last frame."""
     frames, _ = read_video(path, first_middle_last, limits=LIMITS, guarded=guarded)
     return "decoded" if frames.dtype == np.uint8 and frames.ndim == 4 and len(frames) else "wrong error: no frames"
 
