@@ -13,6 +13,7 @@ TRAINING_FILES = sorted((ROOT / "training").rglob("*.py"))
 FLOORS = {
     "configuration_emoclip": 0,
     "losses": 0,
+    "typed_text": 0,
     "frame_sampling": 0,
     "video_limits": 0,
     "video_streams": 0.2,
@@ -52,7 +53,7 @@ LOADING_SCRIPTS = {
 ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "av"}
 ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
 STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
-STANDARD |= set("warnings json logging math operator os pathlib re threading tempfile time typing".split())
+STANDARD |= set("html warnings json logging math operator os pathlib re threading tempfile time typing".split())
 STANDARD |= set("atexit faulthandler queue select signal struct subprocess sys weakref".split())  # the guarded process
 
 
