@@ -12,7 +12,9 @@ table of docs/reliability.md.
 """
 
 import argparse
+import contextlib
 import json
+import re
 import select
 import subprocess
 import sys
@@ -101,7 +103,18 @@ def read_all(damaged: Iterator[Mutation], folder: Path, read: Callable[[Path], s
             result = f"wrong error: it leaves {', '.join(left)} after {result}"
         seconds = time.perf_counter() - start
         about = {"name": mutation.name, "container": mutation.container, "kind": mutation.kind}
-        yield about | {"outcome": result, "seconds": seconds, "memory": process.memory_info().rss}
+        memory = {"memory": process.memory_info().rss, "reader_megabytes": reader_megabytes(process)}
+        yield about | {"outcome": result, "seconds": seconds} | memory
+
+
+def reader_megabytes(process: psutil.Process) -> float:
+    """The most memory that a guarded process of this one has ever had, as Linux counts it; 0 if there is none."""
+    peaks = [0.0]
+    for reader in process.children():
+        with contextlib.suppress(psutil.Error, OSError, TypeError):  # it has ended, or this is not Linux
+            status = Path(f"/proc/{reader.pid}/status").read_text(encoding="utf-8")
+            peaks.append(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)
+    return max(peaks)
 
 
 def watched(arguments: list[str], number: int) -> Iterator[dict]:
@@ -127,7 +140,7 @@ def watched(arguments: list[str], number: int) -> Iterator[dict]:
 
 
 def summary(records: list[dict]) -> dict:
-    """Counts of what came of the files, the slowest one, and how much memory grew."""
+    """Counts of what came of the files, the slowest one, how much memory grew, and the most that a reader took."""
     memory = [record["memory"] for record in records if "memory" in record]
     tenth = max(1, len(memory) // 10)
     counts = Counter(record["outcome"].partition(":")[0].partition(" (")[0] for record in records)
@@ -137,6 +150,7 @@ def summary(records: list[dict]) -> dict:
         "kinds": len({record["kind"] for record in records if "kind" in record}),
         "outcomes": dict(counts.most_common()),
         "slowest_seconds": max(record.get("seconds", 0) for record in records),
+        "reader_megabytes": round(max(record.get("reader_megabytes", 0) for record in records)),
         "memory_growth": float(np.median(memory[-tenth:]) / np.median(memory[tenth : 2 * tenth]) - 1),
     }
 

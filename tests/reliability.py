@@ -36,6 +36,8 @@ def fuzz_row(what: str, result: dict) -> list[str]:
     """Of fuzz_video.py."""
     outcomes = "; ".join(f"{number:,} {name}" for name, number in result["outcomes"].items())
     happened = f"{outcomes}; memory {result['memory_growth']:+.1%}; the slowest {result['slowest_seconds']:.1f} s"
+    if result.get("reader_megabytes"):
+        happened += f"; the guarded process took at most {result['reader_megabytes']:,} MB"
     how_often = f"{result['files']:,} files in {len(result['containers'])} containers, {result['kinds']} kinds"
     return [what, how_often, happened]
 

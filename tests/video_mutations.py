@@ -4,11 +4,13 @@
 import random
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
+from crafted_headers import PROMISES, crafted
 
 # Container -> codecs of the files that are damaged.
 CODECS = {
@@ -17,8 +19,16 @@ CODECS = {
     "mkv": ("libx264", "mpeg4", "libvpx-vp9"),
     "webm": ("libvpx", "libvpx-vp9"),
     "gif": ("gif",),
+    "ts": ("libx264", "mpeg2video"),
+    "h264": ("libx264",),
 }
-SOUND = {"mp4": "aac", "avi": "libmp3lame", "mkv": "libopus", "webm": "libopus"}  # in the first file of a container
+SOUND = {
+    "mp4": "aac",
+    "avi": "libmp3lame",
+    "mkv": "libopus",
+    "webm": "libopus",
+    "ts": "aac",
+}  # in the first file of a container
 PIXEL_FORMATS = {"gif": "rgb8", "mjpeg": "yuvj420p"}
 OPTIONS = {"libx264": {"preset": "ultrafast"}, "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"}}
 HEADER = 1500  # bytes at the beginning; an index at the end of an mp4 counts too
@@ -96,14 +106,13 @@ def write_noise(
 
 def mutations(videos: dict[str, list[bytes]], count: int, seed: int) -> Iterator[Mutation]:
     """`count` damaged files; all containers and all kinds of damage take turns. The same seed gives the same files."""
-    kinds = {kind.__name__.strip("_"): kind for kind in KINDS}
     for number in range(count):
         rng = random.Random(f"{seed} {number}")
         container = list(videos)[number % len(videos)]
-        kind = list(kinds)[number // len(videos) % len(kinds)]
+        kind = list(KINDS)[number // len(videos) % len(KINDS)]
         data = rng.choice(videos[container])
         suffix = rng.choice(sorted(set(videos) - {container})) if kind == "wrong_extension" else container
-        data = kinds[kind](data, container, videos, rng)
+        data = KINDS[kind](data, container, videos, rng)
         yield Mutation(f"{number:06}_{kind}.{suffix}", container, kind, data)
 
 
@@ -161,7 +170,7 @@ def _absurd_header(data, container, videos, rng):
     """Sizes, counts, durations and rates that no video has, in one to three fields."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 3)):
-        tag, offset, length = rng.choice(FIELDS[container])
+        tag, offset, length = rng.choice(FIELDS.get(container, [(b"\x00\x00\x01", 1, 4)]))
         places = [found.end() + offset for found in re.finditer(re.escape(tag), data)]
         place = rng.choice(places[:4]) if places else rng.choice(_header(data))
         value = rng.choice([*ABSURD, rng.getrandbits(32)]) % 256**length
@@ -171,6 +180,10 @@ def _absurd_header(data, container, videos, rng):
             place, order, value = place + 1, "big", value % 256**length
         data[place : place + length] = value.to_bytes(length, order)[: max(0, len(data) - place)]
     return bytes(data)
+
+
+def _crafted(promise, data, container, videos, rng):
+    return crafted(data, container, promise, rng)
 
 
 def _flipped(data: bytes, places, rng) -> bytes:
@@ -186,7 +199,7 @@ def _header(data: bytes) -> range:
     return range(start, min(len(data), start + HEADER))
 
 
-KINDS = (
+_DAMAGE = (
     _truncated,
     _header_bits_flipped,
     _data_bits_flipped,
@@ -197,3 +210,5 @@ KINDS = (
     _wrong_extension,
     _absurd_header,
 )
+KINDS = {damage.__name__.strip("_"): damage for damage in _DAMAGE}
+KINDS |= {f"crafted_{promise}": partial(_crafted, promise) for promise in PROMISES}
