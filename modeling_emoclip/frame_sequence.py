@@ -14,16 +14,18 @@ import time as clock
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import BinaryIO
 
 import av
 import numpy as np
 
 from .video_limits import VideoDecodeError, VideoLimits
-from .video_streams import _UNREADABLE, _opened, _sized, _upright
+from .video_streams import _UNREADABLE, _opened, _pixel_aspect, _sized, _upright, sane_duration, sane_rate
 
 _OUT_OF_ORDER = 4  # frames that wait to be sorted: some files show 0 2 1 3
-_LONGEST_FRAME = 3600  # seconds; a slide may stay long, but a longer jump is a damaged time stamp
+LONGEST_FRAME = 3600  # seconds; a slide may stay long, but a longer jump is a damaged time stamp
 _CUT_OFF = 1.0  # a stream that ends so many seconds before its header says is not whole
+HIGHEST_GRID_RATE = 1000.0  # steps per second; finer than any camera, and a bound for what a wrong number can cost
 _HALF_A_TICK = 1e-6  # of the finest clock in use; times are sums of fractions
 _SOUND = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus")  # what MP4 can hold
 
@@ -79,7 +81,11 @@ class FrameSequence:
         """The frame on screen at the middle of each of `rate` equal steps per second, from the first frame on.
 
         The steps of a whole video are the segments of `frame_sampling.segment_middle`. A very short one has one step.
+
+        Raises:
+            ValueError: `rate` is not above 0 and at most `HIGHEST_GRID_RATE`.
         """
+        check_grid_rate(rate)
         step, first = 0, None
         for frame in self:
             first, pixels = first or frame, None
@@ -99,7 +105,7 @@ class FrameSequence:
             elif number >= self.limits.max_frames or frame.time - self.start > self.limits.max_seconds:
                 self.faults.append("it is longer than max_frames or max_seconds, the rest is left out")
                 break
-            elif frame.time - held.time > _LONGEST_FRAME:
+            elif frame.time - held.time > LONGEST_FRAME:
                 self.faults.append(f"time jumps from {held.time:.1f} s to {frame.time:.1f} s, the rest is left out")
                 break
             else:
@@ -108,8 +114,9 @@ class FrameSequence:
             held = frame
         if held is None:
             raise VideoDecodeError(f"{self.name} {_UNREADABLE} (no frame decodes)")
-        self.end = held.end
-        yield held
+        # The last frame's own length is a claim, too.
+        self.end = min(held.end, held.time + LONGEST_FRAME, max(held.time, self.start + self.limits.max_seconds))
+        yield replace(held, end=self.end)
         if self.duration and self.duration - (self.end - self.start) > _CUT_OFF:
             self.faults.append("it is cut off")
 
@@ -122,7 +129,7 @@ class FrameSequence:
         self.size = pixels.shape[1::-1]
         return np.ascontiguousarray(pixels)
 
-    def copy_sound(self, path: str) -> bool:
+    def copy_sound(self, path: str | BinaryIO) -> bool:
         """Writes the first stream of sound that MP4 can hold, as it is, as such a file; False if there is none."""
         return False
 
@@ -148,7 +155,7 @@ class FileFrames(FrameSequence):
         self.watch, self.duration = watch, self._promised_duration()
         limits.check_length(name, 0, self.duration)
 
-    def copy_sound(self, path: str) -> bool:
+    def copy_sound(self, path: str | BinaryIO) -> bool:
         with _opened(self.source, self.name, self.limits) as (original, _):
             known = [stream for stream in original.streams.audio if stream.codec_context is not None]
             streams = [stream for stream in known if stream.codec_context.name in _SOUND]
@@ -170,7 +177,7 @@ class FileFrames(FrameSequence):
         damaged, end, since = 0, None, clock.monotonic()
         try:
             with _opened(self.source, self.name, self.limits) as (container, stream):
-                zero = (container.start_time or 0) / av.time_base
+                zero, aspect = (container.start_time or 0) / av.time_base, _pixel_aspect(stream)
                 for packet in self.watch(container.demux(stream)):
                     try:
                         frames = packet.decode()
@@ -185,7 +192,7 @@ class FileFrames(FrameSequence):
                     for frame in frames:
                         time = (end or 0.0) if frame.pts is None else float(frame.pts * frame.time_base) - zero
                         end = time + (float(frame.duration * frame.time_base) if frame.duration else 1 / self.fps)
-                        yield TimedFrame(time, end, partial(_upright, frame))
+                        yield TimedFrame(time, end, partial(_upright, frame, aspect))
                         since = clock.monotonic()  # not counting what others do with the frame
         except av.error.FFmpegError as error:
             if end is None:
@@ -197,18 +204,24 @@ class FileFrames(FrameSequence):
     def _promised_duration(self) -> float | None:
         try:
             with _opened(self.source, self.name, self.limits) as (container, stream):
-                self.fps = float(stream.average_rate or stream.guessed_rate or self.fps)
+                self.fps = sane_rate(stream.average_rate) or sane_rate(stream.guessed_rate) or self.fps
                 if stream.duration:
-                    return float(stream.duration * stream.time_base)
+                    return sane_duration(float(stream.duration * stream.time_base))
                 if clock := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):  # Matroska
                     hours, minutes, seconds = map(float, clock.groups())
                     first = float((stream.start_time or 0) * stream.time_base)
-                    return 3600 * hours + 60 * minutes + seconds - first
+                    return sane_duration(3600 * hours + 60 * minutes + seconds - first)
                 if container.duration and len(container.streams) == 1:
-                    return container.duration / av.time_base
+                    return sane_duration(container.duration / av.time_base)
         except av.error.FFmpegError as error:
             raise VideoDecodeError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
         return None
+
+
+def check_grid_rate(rate: float) -> None:
+    """Raises a ValueError for a rate that `FrameSequence.on_grid` does not take."""
+    if not 0 < rate <= HIGHEST_GRID_RATE:
+        raise ValueError(f"{rate:g} steps per second are asked for, but must be more than 0 and at most 1,000")
 
 
 def _in_order(frames: Iterator[TimedFrame], faults: list[str]) -> Iterator[TimedFrame]:
@@ -230,4 +243,12 @@ def _in_order(frames: Iterator[TimedFrame], faults: list[str]) -> Iterator[Timed
         faults.append(f"{late} of {count} frames left out, their time stamps run backwards")
 
 
-__all__ = ["FileFrames", "FrameSequence", "GridFrame", "TimedFrame"]
+__all__ = [
+    "HIGHEST_GRID_RATE",
+    "LONGEST_FRAME",
+    "FileFrames",
+    "FrameSequence",
+    "GridFrame",
+    "TimedFrame",
+    "check_grid_rate",
+]

@@ -78,8 +78,11 @@ def stack_images(images: list[Image.Image]) -> np.ndarray:
     """`(T, H, W, C)`, uint8; images of other sizes than the first are resized to it. C is 3, or 4 if all are RGBA."""
     mode = "RGBA" if all(image.mode == "RGBA" for image in images) else "RGB"
     images = [image.convert(mode) for image in images]
-    size = images[0].size
-    return np.stack([np.asarray(i if i.size == size else i.resize(size, Image.Resampling.BICUBIC)) for i in images])
+    return np.stack([np.asarray(_image_of_size(image, images[0].size)) for image in images])
+
+
+def _image_of_size(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    return image if size in (None, image.size) else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _resolve(source, name: str) -> tuple[str | bytes | list[str], str]:
@@ -132,8 +135,10 @@ def _read_images(paths: list[str], choose_frames: Callable, name: str, limits: V
     unique, places = np.unique(chosen, return_inverse=True)
     images = []
     for index in unique:
-        images.append(_open_image(paths[index], limits))
-        limits.check_bytes(name, len(images), *images[0].size)
+        image = _open_image(paths[index], limits)
+        limits.check_bytes(name, len(images) + 1, *(images or [image])[0].size)
+        # In its final size at once: of large images after a small one, only one is held.
+        images.append(_image_of_size(image, images[0].size if images else None))
     return Decoded(stack_images(images)[..., :3], places, chosen, facts, "pillow")
 
 
@@ -141,6 +146,7 @@ def _open_image(path: str, limits: VideoLimits = DEFAULT_LIMITS) -> Image.Image:
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as image:
             limits.check_size(path, *image.size)
+            limits.check_bytes(path, 1, *image.size)
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None

@@ -9,6 +9,7 @@ This file is imported in the guarded process (video_worker.py) too, and so impor
 """
 
 import io
+import math
 import time as clock
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
 # decord 0.6 was tried on thousands of damaged files. It aborts when the header promises absurdly many frames, and
 # segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which no look at the packets can tell.
 _DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
+_HIGHEST_RATE = 1000.0  # frames per second; a header that promises more is damaged
+_WIDEST_PIXEL = 4.0  # width by height, or height by width; of the shapes in use the widest is 2 (half-width DVD)
 
 
 @dataclass
@@ -100,7 +103,7 @@ class _FrameTable:
 
     def facts(self) -> VideoFacts:
         span = float(self.times[-1] - self.times[0]) * self.time_base
-        fps = (round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None) or None
+        fps = sane_rate(round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None)
         return VideoFacts(
             total_num_frames=self.total_num_frames,
             fps=fps,
@@ -139,7 +142,7 @@ def _opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS
             raise VideoDecodeError(f"{name} has no video stream: it holds sound or pictures only, or is cut off")
         if streams[0].codec_context is None:
             raise VideoDecodeError(f"{name} cannot be read: its codec is unknown here, or its header is damaged")
-        limits.check_size(name, streams[0].width, streams[0].height)
+        limits.check_size(name, *_shown_size(streams[0]))
         streams[0].codec_context.options = max_pixels
         streams[0].thread_type = "NONE"  # frame threads can hang next to torch's
         yield container, streams[0]
@@ -170,9 +173,10 @@ def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameT
             suits_decord=len(container.streams.video) == 1
             and stream.frames in (0, len(times))
             and stream.codec_context.name in _DECORD_CODECS
-            and not is_cut_off,
-            width=stream.width,
-            height=stream.height,
+            and not is_cut_off
+            and _pixel_aspect(stream) == 1,
+            width=_shown_size(stream)[0],
+            height=_shown_size(stream)[1],
             limits=limits,
         )
 
@@ -224,8 +228,16 @@ def _decode_with_pyav(source, table: _FrameTable, wanted: np.ndarray, name: str)
             if frame is None or frame.pts != time:
                 return None
             position = time
-            frames.append(_sized(_upright(frame), frames[0].shape[1::-1] if frames else None))
+            _keep(frames, _upright(frame, _pixel_aspect(stream)), len(wanted), name, table.limits)
     return np.stack(frames)
+
+
+def _keep(frames: list[np.ndarray], pixels: np.ndarray, num_wanted: int, name: str, limits: VideoLimits) -> None:
+    """Appends a frame, in the size of the first one, whose own size counts: the header may say another."""
+    if not frames:
+        limits.check_size(name, *pixels.shape[1::-1])
+        limits.check_bytes(name, num_wanted, *pixels.shape[1::-1])
+    frames.append(_sized(pixels, frames[0].shape[1::-1] if frames else None))
 
 
 def _read_by_counting(source, choose_frames, name, limits: VideoLimits) -> Decoded:
@@ -234,7 +246,7 @@ def _read_by_counting(source, choose_frames, name, limits: VideoLimits) -> Decod
     with _opened(source, name, limits) as (container, stream):
         for frame in _within(limits, name, _decoded(container, stream)):
             total, width, height = total + 1, width or frame.width, height or frame.height
-        rate = float(stream.average_rate) if stream.average_rate else None
+        rate = sane_rate(stream.average_rate)
     if total == 0:
         raise VideoDecodeError(f"{name} {_UNREADABLE} (no frame decodes)")
     facts = VideoFacts(total, rate, None if rate is None else total / rate)
@@ -246,7 +258,7 @@ def _read_by_counting(source, choose_frames, name, limits: VideoLimits) -> Decod
     with _opened(source, name, limits) as (container, stream):
         for index, frame in enumerate(_decoded(container, stream)):
             if len(frames) < len(wanted) and index == wanted[len(frames)]:
-                frames.append(_sized(_upright(frame), frames[0].shape[1::-1] if frames else None))
+                _keep(frames, _upright(frame, _pixel_aspect(stream)), len(wanted), name, limits)
     return Decoded(np.stack(frames), places, chosen, facts, "pyav")
 
 
@@ -268,9 +280,39 @@ def _decoded(container, stream) -> Iterator[av.VideoFrame]:
             continue
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """`(H, W, 3)`, uint8, turned as the display matrix says (decord turns by itself)."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+def _upright(frame: av.VideoFrame, pixel_aspect: float = 1.0) -> np.ndarray:
+    """Returns the frame as a player shows it: `(H, W, 3)`, uint8, RGB.
+
+    Pixels that are not square are made so, without losing any, and the frame is turned as the display matrix says
+    (decord turns by itself, and gets no file whose pixels are not square).
+    """
+    pixels = frame.to_ndarray(format="rgb24")
+    pixels = _sized(pixels, _squared(frame.width, frame.height, pixel_aspect))
+    return np.rot90(pixels, k=round(frame.rotation / 90))
+
+
+def _squared(width: int, height: int, pixel_aspect: float) -> tuple[int, int]:
+    return (round(width * pixel_aspect), height) if pixel_aspect >= 1 else (width, round(height / pixel_aspect))
+
+
+def _pixel_aspect(stream: av.VideoStream) -> float:
+    """Returns the width of a pixel by its height, as the header has it; 1 where that is nothing in use."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / _WIDEST_PIXEL <= aspect <= _WIDEST_PIXEL else 1.0
+
+
+def _shown_size(stream: av.VideoStream) -> tuple[int, int]:
+    return _squared(stream.width, stream.height, _pixel_aspect(stream))
+
+
+def sane_rate(rate) -> float | None:
+    """Returns frames per second as a float, or `None` for a number that no video has."""
+    return float(rate) if rate and 0 < rate <= _HIGHEST_RATE else None
+
+
+def sane_duration(seconds: float) -> float | None:
+    """Returns a duration in seconds, or `None` for a number that no video has: a header is a claim."""
+    return float(seconds) if math.isfinite(seconds) and seconds > 0 else None
 
 
 def _sized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
@@ -291,4 +333,12 @@ def ask_for_frames(choose_frames: Callable, facts, name: str) -> np.ndarray:
     return indices.astype(np.int64)
 
 
-__all__ = ["ChooseFrames", "Decoded", "VideoFacts", "ask_for_frames", "read_stream"]
+__all__ = [
+    "ChooseFrames",
+    "Decoded",
+    "VideoFacts",
+    "ask_for_frames",
+    "read_stream",
+    "sane_duration",
+    "sane_rate",
+]

@@ -3,15 +3,17 @@
 
 `video_guard.py` starts it and talks to it over two pipes. It imports neither torch nor transformers, and so is there
 in a fraction of a second and takes little memory. Nothing is pickled: a message is JSON, and may have bytes behind it.
+Before it opens a file it gives up what it does not need (video_rights.py).
 """
 
 import faulthandler
+import io
 import json
 import os
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -20,9 +22,11 @@ import numpy as np
 
 from .frame_sequence import FileFrames
 from .video_limits import VideoDecodeError, VideoLimits
+from .video_rights import give_up_rights, limit_memory
 from .video_streams import VideoFacts, read_stream
 
 _LENGTHS = struct.Struct("<QQ")  # of the JSON, and of the bytes behind it
+_LONGEST_TEXT = 2**26  # bytes of JSON; the longest honest one lists the place of each of `max_frames` frames
 
 
 def send(pipe: BinaryIO, message: dict[str, Any], data: Any = b"") -> None:
@@ -34,16 +38,33 @@ def send(pipe: BinaryIO, message: dict[str, Any], data: Any = b"") -> None:
             part = part[pipe.write(part) :]
 
 
-def receive(pipe: BinaryIO) -> tuple[dict[str, Any], np.ndarray]:
-    """A message and its bytes, `(n,)`, uint8. Raises an EOFError when the other side is gone."""
-    text_length, data_length = _LENGTHS.unpack(_read(pipe, _LENGTHS.size))
-    return json.loads(_read(pipe, text_length).tobytes()), _read(pipe, data_length)
+def receive(
+    pipe: BinaryIO, most_bytes: float = float("inf"), wait: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Reads a message and its bytes, `(n,)`, uint8.
+
+    Args:
+        most_bytes: that a message may have behind it; no memory is taken for more.
+        wait: returns once there is something to read, or raises an error.
+
+    Raises:
+        EOFError: the other side is gone.
+        ValueError: what it sent is no message.
+    """
+    text_length, data_length = _LENGTHS.unpack(_read(pipe, _LENGTHS.size, wait))
+    if text_length > _LONGEST_TEXT or data_length > most_bytes:
+        raise ValueError(f"a message of {text_length:,} + {data_length:,} bytes is too long")
+    message = json.loads(_read(pipe, text_length, wait).tobytes())
+    if not isinstance(message, dict):
+        raise ValueError(f"a message is a {type(message).__name__}")
+    return message, _read(pipe, data_length, wait)
 
 
-def _read(pipe: BinaryIO, length: int) -> np.ndarray:
+def _read(pipe: BinaryIO, length: int, wait: Callable[[], None]) -> np.ndarray:
     data = np.empty(length, dtype=np.uint8)
     rest = memoryview(data)
     while rest:
+        wait()
         count = pipe.readinto(rest)
         if not count:
             raise EOFError
@@ -57,6 +78,7 @@ def serve() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):  # decoders print, and what they print is no answer
         os.dup2(nowhere, number)
+    give_up_rights()  # before there is a second thread: user namespaces are for processes of one
     messages: SimpleQueue = SimpleQueue()
     threading.Thread(target=_listen, args=(asked, messages), daemon=True).start()
     send(answers, {"is_ready": True})
@@ -104,6 +126,7 @@ class _Work:
         """`wanted` is one of the four methods after this one, `how` are its arguments."""
         work = {"clip": self.clip, "facts": self.facts, "frames": self.frames, "sound": self.sound}[wanted]
         data = b""
+        limit_memory(self.limits, keeps_frames=wanted == "clip")
         self.time_limit.begin(self.limits.time_limit)
         try:
             answer, data = work(**how)
@@ -139,9 +162,11 @@ class _Work:
                 self._tell_frame(frames, about, frame.pixels if frame.is_new else None)
         return {"faults": frames.faults, "span": (frames.start, frames.end)}, b""
 
-    def sound(self, path: str) -> tuple[dict, Any]:
-        """As a file."""
-        return {"is_there": FileFrames(self.source, self.name, self.limits, self._watched).copy_sound(path)}, b""
+    def sound(self) -> tuple[dict, Any]:
+        """As the bytes of a file: this process cannot write one."""
+        file = io.BytesIO()
+        is_there = FileFrames(self.source, self.name, self.limits, self._watched).copy_sound(file)
+        return {"is_there": is_there}, file.getbuffer()
 
     def _tell_frame(self, frames: FileFrames, frame: dict, pixels: np.ndarray | None) -> None:
         about = {"frame": frame, "span": (frames.start, frames.end)}

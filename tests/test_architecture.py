@@ -18,6 +18,7 @@ FLOORS = {
     "video_limits": 0,
     "video_streams": 0.2,
     "frame_sequence": 0.3,
+    "video_rights": 0.2,
     "video_worker": 0.4,
     "video_guard": 0.6,
     "video_inputs": 2,
@@ -54,7 +55,9 @@ ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "
 ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
 STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
 STANDARD |= set("html warnings json logging math operator os pathlib re threading tempfile time typing".split())
-STANDARD |= set("atexit faulthandler queue select signal struct subprocess sys weakref".split())  # the guarded process
+STANDARD |= set(
+    "atexit ctypes faulthandler queue resource select signal struct subprocess sys weakref".split()
+)  # the guarded process
 
 
 def imports(path):

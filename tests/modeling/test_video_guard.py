@@ -216,7 +216,7 @@ def test_nobody_is_left_when_the_caller_ends(clip, number, state):
 def test_it_works_from_a_folder_that_is_no_package(clip, tmp_path):
     folder = tmp_path / "transformers_modules" / "emo-clip.v1"
     folder.mkdir(parents=True)
-    for name in ("video_limits", "video_streams", "frame_sequence", "video_worker", "video_guard"):
+    for name in ("video_limits", "video_streams", "frame_sequence", "video_rights", "video_worker", "video_guard"):
         (folder / f"{name}.py").write_bytes((CODE / f"{name}.py").read_bytes())
     read = (
         "decoded = read_guarded(sys.argv[2], lambda facts: np.arange(3), 'clip', VideoLimits())\n"
