@@ -14,7 +14,7 @@ import numpy as np
 
 from .background_texts import BACKGROUND_TEXTS
 from .prompts import embed_texts
-from .timeline_files import written
+from .timeline_files import text_as_typed, written
 
 
 @dataclass(eq=False, repr=False)
@@ -56,10 +56,16 @@ class EmotionAlignment:
 
     def plot(self, path: str | Path | None = None) -> Any:
         """The percentile over time, a line for each person; returns the `matplotlib.figure.Figure`."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ImportError("plot needs matplotlib: pip install matplotlib") from None
+        with text_as_typed():
+            figure = self._drawn()
+            if path is not None:
+                with written(path) as unfinished:
+                    figure.savefig(unfinished, dpi=110)
+        return figure
+
+    def _drawn(self) -> Any:
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.axhline(50, color="0.6", lw=1, ls="--")
@@ -77,12 +83,9 @@ class EmotionAlignment:
         axes.spines[["top", "right"]].set_visible(False)
         text = self.text if isinstance(self.text, str) else " / ".join(self.text)
         score = "no face found" if self.cosine is None else f"percentile {self.percentile:.0f}"
-        axes.set_title(f"“{text}” in {Path(self.video).name}: {score}".replace("$", r"\$"), loc="left", wrap=True)
+        axes.set_title(f"“{text}” in {Path(self.video).name}: {score}", loc="left", wrap=True)
         if len(people) > 1:
             axes.legend(frameon=False)
-        if path is not None:
-            with written(path) as unfinished:
-                figure.savefig(unfinished, dpi=110)
         return figure
 
 

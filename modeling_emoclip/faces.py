@@ -5,17 +5,25 @@ A detector is any callable `frame (H, W, 3), uint8, RGB -> float array (n, 5)`: 
 No face is an answer like any other: `(0, 5)`, and an empty list of `Face`.
 """
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from PIL import Image
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
 YUNET = ("opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx")  # 233 kB; needs OpenCV 4.8 or newer
+# The commit that is fetched, and what its file hashes to, there and in OpenCV's own model zoo: boxes, and so scores,
+# must not change because somebody pushes another file.
+YUNET_REVISION = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 LONGEST_SIDE = 640  # of the picture that the built-in detectors look at: it bounds their cost for every video
 SMALLEST_FACE = 1 / 15  # of the short side; for Haar only, which would see many more false ones: 24 pixels of 360
 # Weights of a face's middle in `describe_face`: what is around it says more about the place than about the person.
@@ -45,7 +53,8 @@ def load_face_detector(name: str | os.PathLike | Callable[[np.ndarray], np.ndarr
 
     - "yunet": OpenCV's small network, from the Hub or its cache (`OSError` if not to be had), or a path to its .onnx.
     - "haar": the cascades that OpenCV 4 carries; no network needed, but they see few faces that are tilted or hidden.
-    - "auto": YuNet if its file is in the cache or the Hub answers within seconds, or else Haar.
+    - "auto": YuNet if its file is in the cache or the Hub answers within seconds, or else Haar, with a warning, since
+      the two find different boxes. To be independent of network and cache, name the detector.
     - a callable: your own. Its boxes are checked and clipped; those that score under 0.5 start no track.
     """
     if callable(name):
@@ -56,9 +65,13 @@ def load_face_detector(name: str | os.PathLike | Callable[[np.ndarray], np.ndarr
     if path not in ("auto", "haar", "yunet") and not path.endswith(".onnx"):
         raise ValueError(f"{path!r} is no face detector: give auto, haar, yunet, the path of an .onnx, or a callable")
     if path == "yunet":
-        path = hf_hub_download(*YUNET)
-    elif path == "auto":
-        path = _quickly_fetched_yunet() or "haar"
+        path = _checked_yunet(hf_hub_download(*YUNET, revision=YUNET_REVISION))
+    elif path == "auto" and (path := _quickly_fetched_yunet()) is None:
+        path = "haar"
+        logger.warning_once(
+            "faces are found by OpenCV's Haar cascades: YuNet's file is not in the cache, and the Hub does not give "
+            "it. Scores differ between the two; detector='haar' or 'yunet' says which one it shall be"
+        )
     return FaceDetector(_Haar(), "haar") if path == "haar" else FaceDetector(_YuNet(path), "yunet")
 
 
@@ -136,13 +149,19 @@ def _corners(boxes, scores: np.ndarray) -> np.ndarray:
 
 
 def _quickly_fetched_yunet() -> str | None:
-    if isinstance(cached := try_to_load_from_cache(*YUNET), str):
-        return cached
+    if isinstance(cached := try_to_load_from_cache(*YUNET, revision=YUNET_REVISION), str):
+        return _checked_yunet(cached)
     with suppress(Exception):  # whatever keeps it away, there is another detector, and its name tells
         # Asked once and shortly, because hf_hub_download alone tries for half a minute where there is no network.
-        get_hf_file_metadata(hf_hub_url(*YUNET), timeout=3)
-        return hf_hub_download(*YUNET)
+        get_hf_file_metadata(hf_hub_url(*YUNET, revision=YUNET_REVISION), timeout=3)
+        return _checked_yunet(hf_hub_download(*YUNET, revision=YUNET_REVISION))
     return None
+
+
+def _checked_yunet(path: str) -> str:
+    if (found := hashlib.sha256(Path(path).read_bytes()).hexdigest()) != YUNET_SHA256:
+        raise OSError(f"{path} is not YuNet's file: its sha256 is {found}, but must be {YUNET_SHA256}; remove it")
+    return path
 
 
 def check_frame(frame: np.ndarray) -> None:

@@ -21,7 +21,7 @@ def segment_middle(total_num_frames: int, num_frames: int) -> np.ndarray:
     Raises:
         ValueError: a number below 1.
     """
-    _check(total_num_frames=total_num_frames, num_frames=num_frames)
+    check_counts(total_num_frames=total_num_frames, num_frames=num_frames)
     return (2 * np.arange(num_frames, dtype=np.int64) + 1) * total_num_frames // (2 * num_frames)
 
 
@@ -38,7 +38,7 @@ def segment_random(total_num_frames: int, num_frames: int, rng: np.random.Genera
     Raises:
         ValueError: a number below 1.
     """
-    _check(total_num_frames=total_num_frames, num_frames=num_frames)
+    check_counts(total_num_frames=total_num_frames, num_frames=num_frames)
     bounds = np.arange(num_frames + 1, dtype=np.int64) * total_num_frames // num_frames
     return rng.integers(bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1))
 
@@ -67,7 +67,7 @@ def strided_window(
     Raises:
         ValueError: a number below 1, or a `start` outside the clip.
     """
-    _check(total_num_frames=total_num_frames, num_frames=num_frames, stride=stride)
+    check_counts(total_num_frames=total_num_frames, num_frames=num_frames, stride=stride)
     if start is not None and not 0 <= start < total_num_frames:
         raise ValueError(f"start is {start}, but must be in [0, total_num_frames={total_num_frames})")
     span = (num_frames - 1) * stride + 1
@@ -123,15 +123,17 @@ def sample_frames(
     )
 
 
-def _check(**numbers: int) -> None:
+def check_counts(**numbers: int) -> None:
+    """Raises a ValueError that names the first number which is no whole number of at least 1."""
     for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} is {number}, but must be at least 1 ({numbers})")
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
+            raise ValueError(f"{name} is {number!r}, but must be a whole number and at least 1 ({numbers})")
 
 
 __all__ = [
     "RANDOM_STRATEGIES",
     "STRATEGIES",
+    "check_counts",
     "check_strategy",
     "sample_frames",
     "segment_middle",

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from .frame_sampling import check_counts
 from .live_sources import as_pixels, frames_of
 from .live_windows import Frame, WindowScorer
+from .video_frames import check_window
 
 _HALF_A_TICK = 1e-6  # seconds; times are sums of fractions
 
@@ -76,11 +78,8 @@ class EmotionStream:
         callback: Callable[[LiveScores], Any] | None = None,
         **options,
     ):
-        if not (window > 0 and every >= 1 and max_waiting >= 1):
-            raise ValueError(
-                f"window is {window}, every {every} and max_waiting {max_waiting}, but must be more than 0 seconds, "
-                "and at least 1"
-            )
+        check_window(pipe.processor.video_processor, window)
+        check_counts(every=every, max_waiting=max_waiting)
         labels = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
         self.pipe, self.window, self.every, self.drop = pipe, window, every, drop
         self.max_waiting, self.callback, self.dropped = max_waiting, callback, 0

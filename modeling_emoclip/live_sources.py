@@ -105,7 +105,7 @@ def _webcam(number: int) -> Iterator[TimedPixels]:
 
 
 def _network(address: str) -> Iterator[TimedPixels]:
-    name = re.sub(r"//[^/@]*@", "//", address)  # messages go into logs, passwords do not
+    name = without_secrets(address)
     options = _RTSP_OPTIONS if address.startswith("rtsp") else {}
     time = offset = None
     try:
@@ -127,4 +127,15 @@ def _network(address: str) -> Iterator[TimedPixels]:
         raise OSError(f"{name} {far} ({error.strerror})") from None
 
 
-__all__ = ["TimedPixels", "as_pixels", "frames_of"]
+def without_secrets(address: str) -> str:
+    """Returns scheme and host of an address: messages go into logs, and passwords and tokens must not.
+
+    Where a `@` stands behind the host's place, nobody can tell which part is a password, and the host is left out too.
+    """
+    scheme, _, rest = address.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    host = "..." if "@" in rest[len(authority) :] else authority.rpartition("@")[2]
+    return f"{scheme}://{host}"
+
+
+__all__ = ["TimedPixels", "as_pixels", "frames_of", "without_secrets"]

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 
 from .alignment import alignment
-from .frame_sampling import segment_middle
-from .frame_sequence import GridFrame
+from .frame_sampling import check_counts, segment_middle
+from .frame_sequence import HIGHEST_GRID_RATE, FrameSequence, GridFrame
 from .prompts import embed_texts
 from .scores import UNCERTAIN, Scoring, make_scoring
 from .timeline_files import load, save, stretches, to_csv, to_json, to_pandas, to_srt, to_vtt
 from .timeline_pictures import Thumbnails, annotate, plot
-from .video_frames import NOBODY, Crop, FaceCrops, open_frames, progress_bar
+from .video_frames import NOBODY, Crop, FaceCrops, check_window, open_frames, progress_bar
 
 _PROBE = "a face"  # its embedding tells whether a model has the text encoder that a timeline was made with
+_HALF_A_TICK = 1e-6  # seconds; times are sums of fractions
 _MOST_STEPS = 64  # between windows, also where there is nothing to encode
 
 
@@ -142,6 +143,7 @@ class EmotionTimeline:
         Neighbouring windows of a person are one moment while they stay above half the height between the best of them
         and the mean of all windows. No two moments of a person overlap.
         """
+        check_counts(top=top)
         (text_embed,) = embed_texts(self.checked(pipe), text)
         cosine, moments = self.embeds @ text_embed, []
         taken = np.zeros(len(self), dtype=bool)
@@ -184,28 +186,56 @@ def make_timeline(
     **how,
 ) -> EmotionTimeline:
     """`pipe.timeline`; `scoring_options` are of `make_scoring`, and `how` is of `FaceCrops`."""
-    if not 0 < stride <= window:
-        raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
     model, processor = pipe.model, pipe.processor.video_processor
+    check_counts(batch_size=batch_size)
+    check_window(processor, window, stride)
     scoring = make_scoring(model.config, candidate_labels, hypothesis_template, **scoring_options)
     frames = open_frames(video, fps, processor.video_limits, processor.guard_decoding)
-    face_crops = FaceCrops(processor.size, **how)
-    window = min(window, frames.duration or window)
-    num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
-    rate = num_frames / window
-    steps = min(max(1, round(stride * rate)), num_frames)
-    maker = _TimelineMaker(pipe, face_crops, num_frames, steps, batch_size)
-    with progress_bar(frames, frames.name, progress) as bar, pipe.device_placement():
-        for frame in frames.on_grid(rate):
-            maker.add(frame)
-            bar.update(int(frame.time - frames.start) - bar.n)
-        maker.make_windows(is_last=True)
-    columns = maker.columns(frames.start, frames.end, rate)
-    settings = {"window": window, "stride": steps / rate, "num_frames": num_frames, **face_crops.settings}
+    grid = _Grid.of(processor, min(window, frames.limits.max_seconds), stride)
+    maker = _go_through(pipe, frames, grid, batch_size, progress, how)
+    # How long a video is, is known once it was read: what its header says may be missing, or wrong.
+    if maker is None:
+        grid = _Grid.of(processor, frames.end - frames.start, stride)
+        maker = _go_through(pipe, frames, grid, batch_size, progress, how)
+    columns = maker.columns(frames.start, frames.end, grid.rate)
+    settings = {"window": grid.window, "stride": grid.stride / grid.rate, "num_frames": grid.num_frames}
+    settings |= maker.face_crops.settings
     about = {"video": frames.name, "span": (frames.start, frames.end), "size": frames.size, "error": frames.error}
     scale, bias = float(model.logit_scale.exp()), 0.0 if model.logit_bias is None else float(model.logit_bias)
     scored = _scored(pipe, scoring, columns["embeds"], scale, bias) | {"logit_scale": scale, "logit_bias": bias}
     return EmotionTimeline(**columns, **settings, **about, **scored, probe=embed_texts(pipe, _PROBE)[0], pipe=pipe)
+
+
+class _Grid(NamedTuple):
+    """Which frames are read: `num_frames` of each window, evenly in time."""
+
+    window: float  # seconds
+    num_frames: int  # T
+    rate: float  # frames per second
+    stride: int  # frames from window to window
+
+    @classmethod
+    def of(cls, processor, window: float, stride: float) -> "_Grid":
+        num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
+        window = max(window, num_frames / HIGHEST_GRID_RATE)  # a video of one frame may last no time
+        rate = num_frames / window
+        return cls(window, num_frames, rate, min(max(1, round(stride * rate)), num_frames))
+
+
+def _go_through(
+    pipe, frames: FrameSequence, grid: _Grid, batch_size: int, progress: bool, how: dict
+) -> "_TimelineMaker | None":
+    """The windows of a video; `None` if the video turns out to be shorter than one."""
+    maker = _TimelineMaker(pipe, FaceCrops(pipe.processor.video_processor.size, **how), grid, batch_size)
+    with progress_bar(frames, frames.name, progress) as bar, pipe.device_placement():
+        for frame in frames.on_grid(grid.rate):
+            maker.add(frame)
+            bar.update(int(frame.time - frames.start) - bar.n)
+        # Each window but the shortest possible one: that is for a video of a frame that lasts no time.
+        if 0 < frames.end - frames.start < grid.window - _HALF_A_TICK and grid.rate < HIGHEST_GRID_RATE:
+            return None
+        maker.make_windows(is_last=True)
+    return maker
 
 
 @torch.no_grad()
@@ -224,10 +254,10 @@ class _TimelineMaker:
     video. What stays of a window is D numbers; of an encoded face, its box.
     """
 
-    def __init__(self, pipe, face_crops: FaceCrops, num_frames: int, stride: int, batch_size: int):
+    def __init__(self, pipe, face_crops: FaceCrops, grid: _Grid, batch_size: int):
         self.model, self.processor, self.face_crops = pipe.model, pipe.processor.video_processor, face_crops
         self.encode_frames = pipe.encode_frames
-        self.num_frames, self.stride, self.batch_size = num_frames, stride, batch_size  # stride in steps of the grid
+        self.num_frames, self.stride, self.batch_size = grid.num_frames, grid.stride, batch_size
         self.num_steps = self.next_start = 0
         self.crops: list[Crop] = []  # in the newest frame
         self.waiting: list[Crop] = []  # to be encoded

@@ -9,16 +9,23 @@ import csv
 import io
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from .typed_text import csv_cell, srt_text, vtt_text
 from .video_frames import NOBODY
 
 _ARRAYS = ("scores", "embeds", "person", "start", "end", "box", "num_frames_seen", "tracks", "probe")
+_ABOUT = "video labels span size window stride num_frames faces no_face detector error temperature".split()
+_ABOUT += "multi_label abstain_below logit_scale logit_bias names".split()
+_LARGEST_THUMBNAIL = 1024  # pixels; ours are far smaller
 _VERSION = 2  # of what `save` writes
 
 
@@ -76,9 +83,11 @@ def to_csv(timeline, path: str | Path | None = None) -> str:
     """One row for each window. Returns the text; writes it, if a path is given. The columns are
 
     person, start, end (seconds), face_found, num_frames_seen (of the window), x0, y0, x1, y1 (mean box), label (the
-    answer: the one with the highest score, or "uncertain") and `score_LABEL` for each label.
+    answer: the one with the highest score, or "uncertain") and `score_LABEL` for each label. A label that a
+    spreadsheet would take for a formula begins with `'`.
     """
     columns, text = _columns(timeline), io.StringIO()
+    columns["label"] = list(map(csv_cell, columns["label"]))
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
@@ -105,7 +114,7 @@ def to_srt(timeline, path: str | Path | None = None) -> str:
     """Subtitles: one cue for each stretch of time with the same highest label of a person."""
     cues = []
     for number, (start, end, name, label) in enumerate(_cues(timeline), start=1):
-        cues.append(f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{name}: {label}\n")
+        cues.append(f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{srt_text(name)}: {srt_text(label)}\n")
     return _write("\n".join(cues), path)
 
 
@@ -113,7 +122,7 @@ def to_vtt(timeline, path: str | Path | None = None) -> str:
     """As `to_srt`, in WebVTT, with the person as voice."""
     cues = ["WEBVTT\n"]
     for start, end, *texts in _cues(timeline):
-        name, label = (text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for text in texts)
+        name, label = map(vtt_text, texts)
         cues.append(f"{_clock(start, '.')} --> {_clock(end, '.')}\n<v {name}>{name}: {label}</v>\n")
     return _write("\n".join(cues), path)
 
@@ -139,20 +148,48 @@ def load(cls, folder: str | Path, pipe: Any = None):
         FileNotFoundError, ValueError: the folder holds no timeline, or one that is not whole.
     """
     folder = Path(folder)
-    about = json.loads((folder / "timeline.json").read_text(encoding="utf-8"))
-    if about.pop("version", None) != _VERSION:
-        raise ValueError(f"{folder / 'timeline.json'} is not what this version of the package writes")
-    tensors = load_file(folder / "timeline.safetensors")
-    arrays = {name: tensors[name] for name in _ARRAYS}
-    if arrays["scores"].shape != (len(arrays["person"]), len(about["labels"])):
-        raise ValueError(f"{folder}: timeline.json and timeline.safetensors are not of the same timeline")
-    thumbnails = {
-        int(person): [(time, tensors[f"thumbnail.{person}.{number}"].tobytes()) for number, time in enumerate(times)]
-        for person, times in about.pop("thumbnail_times").items()
-    }
-    names = {int(person): name for person, name in about.pop("names").items()}
-    about["span"], about["size"] = tuple(about["span"]), tuple(about["size"])
-    return cls(**about, **arrays, thumbnails=thumbnails, names=names, pipe=pipe)
+    try:
+        about = json.loads((folder / "timeline.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "timeline.safetensors")
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no timeline, or a damaged one: {error}") from None
+    try:
+        fields = _checked(about, tensors)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder} does not hold what this version of the package writes: {error!r}") from None
+    return cls(**fields, pipe=pipe)
+
+
+def _checked(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The fields of a timeline, from what somebody's files hold: they are all there, no others, and fit together."""
+    if about.pop("version") != _VERSION:
+        raise ValueError("it is of another version")
+    if unknown := set(about) - {*_ABOUT, "thumbnail_times"}:
+        raise ValueError(f"timeline.json has the unknown {', '.join(sorted(unknown))}")
+    num_windows, num_labels = len(tensors["person"]), len(about["labels"])
+    shapes = {"scores": (num_windows, num_labels), "box": (num_windows, 4), "tracks": (len(tensors["tracks"]), 6)}
+    shapes |= {name: (num_windows,) for name in ("person", "start", "end", "num_frames_seen")}
+    shapes |= {"embeds": (num_windows, len(tensors["probe"])), "probe": (len(tensors["probe"]),)}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
+            raise ValueError(
+                f"{name} of timeline.safetensors has the shape {tensors[name].shape}, but must be {shape}, and finite"
+            )
+    thumbnails = {}
+    for person, times in about["thumbnail_times"].items():
+        pictures = [tensors[f"thumbnail.{person}.{number}"] for number in range(len(times))]
+        for picture in pictures:
+            with Image.open(io.BytesIO(picture.tobytes()), formats=["JPEG"]) as image:  # of others PIL starts programs
+                if max(image.size) > _LARGEST_THUMBNAIL:
+                    raise ValueError(f"a thumbnail of person {person} has {image.width} x {image.height} pixels")
+        thumbnails[int(person)] = [(float(time), one.tobytes()) for time, one in zip(times, pictures, strict=True)]
+    texts = [*about["labels"], about["video"], *about["names"].values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"labels, video and names must be texts, but are {texts!r:.200}")
+    fields = {name: about[name] for name in _ABOUT} | {name: tensors[name] for name in _ARRAYS}
+    fields |= {"names": {int(person): name for person, name in about["names"].items()}, "thumbnails": thumbnails}
+    (first, last), (width, height) = about["span"], about["size"]
+    return fields | {"span": (float(first), float(last)), "size": (int(width), int(height))}
 
 
 @contextlib.contextmanager
@@ -160,12 +197,29 @@ def written(path: str | Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` if nothing goes wrong, Ctrl-C included, and else leaves nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished.{os.getpid()}.{path.name}")
+    # Short, since `path` may have the longest name there can be; and another one in each thread.
+    suffix = path.suffix if len(path.suffix) < 10 else ""  # tells libraries the format
+    unfinished = path.with_name(f".unfinished.{uuid.uuid4().hex}{suffix}")
     try:
         yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def text_as_typed() -> Iterator[None]:
+    """Within it matplotlib takes no text for a formula: `$` is a dollar.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        import matplotlib.figure
+    except ImportError:
+        raise ImportError("plot needs matplotlib: pip install matplotlib") from None
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
 
 
 def _write(text: str, path: str | Path | None) -> str:
@@ -185,17 +239,15 @@ def _columns(timeline) -> dict[str, list]:
 
 
 def _about(timeline) -> dict[str, Any]:
-    names = "video labels span size window stride num_frames faces no_face detector error".split()
-    names += "temperature multi_label abstain_below logit_scale logit_bias names".split()
     times = {person: [time for time, _ in kept] for person, kept in timeline.thumbnails.items()}
-    return {"version": _VERSION, **{name: getattr(timeline, name) for name in names}, "thumbnail_times": times}
+    return {"version": _VERSION, **{name: getattr(timeline, name) for name in _ABOUT}, "thumbnail_times": times}
 
 
 def _cues(timeline) -> list[tuple[float, float, str, str]]:
-    """(start, end, name, label), by time; texts in one line, as both formats want them."""
+    """(start, end, name, label), by time."""
     found = [stretch for person in timeline.people for stretch in stretches(timeline, person)]
     return [
-        (one.start, one.end, " ".join(timeline.name_of(one.person).split()), " ".join(one.label.split()))
+        (one.start, one.end, timeline.name_of(one.person), one.label)
         for one in sorted(found, key=lambda one: (round(one.start, 3), one.person))
         if round(one.end, 3) > max(round(one.start, 3), 0)
     ]

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .frame_sequence import FrameSequence
-from .timeline_files import cells, written
+from .timeline_files import cells, text_as_typed, written
 from .video_frames import open_frames, progress_bar
 from .video_limits import VideoDecodeError
 
@@ -69,12 +69,19 @@ def plot(timeline, path: str | Path | None = None, most_people: int = 12) -> Any
     Returns:
         The `matplotlib.figure.Figure`, which notebooks show.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ImportError("plot needs matplotlib: pip install matplotlib") from None
+    with text_as_typed():
+        figure = _drawn(timeline, most_people)
+        if path is not None:
+            with written(path) as unfinished:
+                figure.savefig(unfinished, dpi=110)
+    return figure
+
+
+def _drawn(timeline, most_people: int) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
     people = sorted(timeline.people[:most_people], key=lambda one: timeline.start[timeline.person == one][0])
     lanes = {person: _blocks(timeline, person) for person in people}
     used = sorted({index for blocks in lanes.values() for _, _, index, _ in blocks})
@@ -91,9 +98,6 @@ def plot(timeline, path: str | Path | None = None, most_people: int = 12) -> Any
     legend = {"loc": "upper left", "bbox_to_anchor": (0, 1 - 0.35 / height), "frameon": False, "fontsize": 10}
     figure.legend(handles=patches, ncols=6, columnspacing=1.5, handlelength=1.2, **legend)
     figure.text(0.1 / _WIDTH, 1 - 0.1 / height, _title(timeline, len(people)), va="top", size=12)
-    if path is not None:
-        with written(path) as unfinished:
-            figure.savefig(unfinished, dpi=110)
     return figure
 
 
@@ -133,7 +137,7 @@ def _draw_faces(axis, timeline, person: int, inch: float):
     first, last = timeline.span
     lane_inches = axis.get_position().height * axis.figure.get_figheight()
     for time, picture in timeline.thumbnails.get(person, []):
-        pixels = np.asarray(Image.open(io.BytesIO(picture)))
+        pixels = np.asarray(Image.open(io.BytesIO(picture), formats=["JPEG"]))
         width = height * lane_inches * inch * pixels.shape[1] / pixels.shape[0]
         left = min(max(time - width / 2, first), last - width)
         if left > room:

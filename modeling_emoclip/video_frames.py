@@ -13,11 +13,12 @@ from huggingface_hub.utils import tqdm
 from transformers.video_utils import VideoMetadata
 
 from .faces import FaceTracker, choose_faces, crop_face, load_face_detector
-from .frame_sequence import FileFrames, FrameSequence, GridFrame, TimedFrame
+from .frame_sequence import HIGHEST_GRID_RATE, FileFrames, FrameSequence, GridFrame, TimedFrame
 from .video_decoding import _open_image, _resolve
 from .video_guard import GuardedFrames
 from .video_inputs import channels_first, is_in_memory, is_rescaled, select_frames, split_batch
 from .video_limits import VideoLimits, make_limits
+from .video_streams import sane_rate
 
 NOBODY = -1  # the "person" of frames without a face, where they are scored as a whole
 NO_FACE = ("nothing", "frame")
@@ -54,8 +55,10 @@ class _ListedFrames(FrameSequence):
 
     def __init__(self, source: list[np.ndarray] | list[str], name: str, limits: VideoLimits, fps: float | None):
         super().__init__(source, name, limits)
-        if not fps or fps <= 0:
+        if fps is None:
             raise ValueError(f"{name} is made of frames without time stamps: give fps, their number per second")
+        if sane_rate(fps) is None:
+            raise ValueError(f"fps is {fps!r}, but must be the number of frames per second, above 0 and at most 1,000")
         self.fps, self.duration = fps, len(source) / fps
         limits.check_length(name, len(source), self.duration)
 
@@ -65,6 +68,20 @@ class _ListedFrames(FrameSequence):
 
     def _loaded(self, frame: np.ndarray | str) -> np.ndarray:
         return np.asarray(_open_image(frame, self.limits)) if isinstance(frame, str) else frame
+
+
+def check_window(processor, window: float, stride: float | None = None) -> None:
+    """Raises a ValueError for a window, or a stride, in seconds, that is none or would ask for too many frames."""
+    for name, value in {"window": window, "stride": window if stride is None else stride}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{name} is {value!r}, but must be a number of seconds above 0")
+    if stride is not None and stride > window:
+        raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
+    if not processor.fps and processor.num_frames / window > HIGHEST_GRID_RATE:
+        raise ValueError(
+            f"window is {window} s, but must be at least {processor.num_frames / HIGHEST_GRID_RATE} s: it has "
+            f"{processor.num_frames} frames, and at most {HIGHEST_GRID_RATE:,.0f} a second are read"
+        )
 
 
 def progress_bar(frames: FrameSequence, name: str, is_shown: bool) -> tqdm:
@@ -122,4 +139,13 @@ def in_memory_frames(video: Any, name: str) -> list[np.ndarray]:
     return [frame.permute(1, 2, 0).numpy() for frame in frames]
 
 
-__all__ = ["NOBODY", "NO_FACE", "Crop", "FaceCrops", "in_memory_frames", "open_frames", "progress_bar"]
+__all__ = [
+    "NOBODY",
+    "NO_FACE",
+    "Crop",
+    "FaceCrops",
+    "check_window",
+    "in_memory_frames",
+    "open_frames",
+    "progress_bar",
+]

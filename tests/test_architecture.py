@@ -54,7 +54,9 @@ LOADING_SCRIPTS = {
 ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "av"}
 ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
 STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
-STANDARD |= set("html warnings json logging math operator os pathlib re threading tempfile time typing".split())
+STANDARD |= set(
+    "hashlib html uuid warnings json logging math operator os pathlib re threading tempfile time typing".split()
+)
 STANDARD |= set(
     "atexit ctypes faulthandler queue resource select signal struct subprocess sys weakref".split()
 )  # the guarded process

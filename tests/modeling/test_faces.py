@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -59,10 +60,13 @@ def test_no_face_is_an_answer(haar, shape):
 
 
 @needs_opencv
-def test_auto_does_not_wait_for_a_network(monkeypatch, tmp_path):
-    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda *file: None)
+def test_auto_does_not_wait_for_a_network_and_says_what_it_took(monkeypatch, tmp_path):
+    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda *file, revision: None)
     start = time.perf_counter()
+    said = []
+    monkeypatch.setattr(faces.logger, "warning_once", said.append)
     assert load_face_detector().name == "haar"  # conftest: HF_HUB_OFFLINE
+    assert "Haar cascades" in said[0]
     assert time.perf_counter() - start < 3
 
 
@@ -88,12 +92,17 @@ class Network:
 
 
 @needs_opencv
-def test_yunet(monkeypatch):
+def test_yunet(monkeypatch, tmp_path):
     network = Network()
     monkeypatch.setattr(faces.opencv(), "FaceDetectorYN", network)
-    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda *file: "/cache/" + "/".join(file))
+    cached = tmp_path / "yunet.onnx"
+    cached.write_bytes(b"in place of the file")
+    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda *file, revision: str(cached))
+    with pytest.raises(OSError, match=r"yunet\.onnx is not YuNet's file: its sha256 is"):
+        load_face_detector("auto")  # somebody has put another file there
+    monkeypatch.setattr(faces, "YUNET_SHA256", hashlib.sha256(b"in place of the file").hexdigest())
     detector = load_face_detector("auto")
-    assert detector.name == "yunet" and network.path == "/cache/" + "/".join(faces.YUNET)
+    assert detector.name == "yunet" and network.path == str(cached)
     assert load_face_detector(Path("/models/mine.onnx")).name == "yunet" and network.path == "/models/mine.onnx"
     frame = np.zeros((1280, 640, 3), dtype=np.uint8)
     assert detector(frame).shape == (0, 5)

@@ -223,8 +223,8 @@ def test_closing_ends_the_thread_and_the_source(pipe):
     ("options", "message"),
     [
         ({"window": 0}, "window is 0"),
-        ({"every": 0}, "every 0"),
-        ({"max_waiting": 0}, "max_waiting 0"),
+        ({"every": 0}, "every is 0"),
+        ({"max_waiting": 0}, "max_waiting is 0"),
         ({"faces": "some"}, "faces is 'some'"),
         ({"no_face": "what"}, "no_face is 'what'"),
     ],
