@@ -2,11 +2,13 @@
 """Configuration of the EmoCLIP models."""
 
 import math
+from difflib import get_close_matches
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+OWN_PREFIXES = ("temporal_", "prompt_", "class_", "target_", "contrastive_", "regression_")
 CLASS_POSITIONS = ("end", "middle", "front")
 REGRESSION_LOSSES = ("mse", "l1", "ccc")
 # Logarithm of the scale that training starts from: CLIP's 1 / 0.07, and SigLIP's 10 (arXiv 2303.15343, section 3.2).
@@ -116,6 +118,13 @@ class EmoCLIPConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in self.id2label.items()}
         if self.logit_scale_init_value is None:
             self.logit_scale_init_value = LOGIT_SCALES.get(self.contrastive_loss)
+        # transformers keeps unknown fields as attributes, which nobody reads. Those that are meant for this
+        # configuration are refused: misspelt, or of a newer version that computes something else.
+        known = list(type(self).__dataclass_fields__)
+        for name in set(kwargs) - set(known):
+            if name.startswith(OWN_PREFIXES) or get_close_matches(name, known, n=1, cutoff=0.85):
+                near = get_close_matches(name, known, n=1)
+                raise ValueError(f"EmoCLIPConfig has no field {name}{f'; is it {near[0]}?' if near else ''}")
         super().__post_init__(**kwargs)
 
     @property

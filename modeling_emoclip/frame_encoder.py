@@ -10,6 +10,11 @@ import warnings
 import torch
 from torch import nn
 from transformers.activations import QuickGELUActivation
+from transformers.utils import logging
+
+from .weights_state import is_plain, weights_state
+
+logger = logging.get_logger(__name__)
 
 # More make a CPU no faster, and memory grow; a GPU takes more to be filled.
 FRAMES_AT_ONCE = {"cpu": 64}
@@ -54,11 +59,13 @@ class FrameEncoder:
         if int8 and (dtype not in (None, "fast", torch.float32) or model.device.type != "cpu"):
             raise ValueError(f"int8 needs float32 on a CPU, but dtype is {dtype} and the model on {model.device}")
         self.model, self.wanted, self.int8, self.compile = model, dtype, int8, compile
-        self._made: tuple[list, nn.Module] | None = None  # from which weights, and what
+        self._made: tuple[tuple, nn.Module] | None = None  # from which weights, and what
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the image tower."""
+        if self._is_left_alone():
+            return self.model.dtype
         if self.int8:
             return torch.float32
         if self.wanted == "fast":
@@ -74,12 +81,25 @@ class FrameEncoder:
         pooled = [tower(pixel_values=part, return_dict=True).pooler_output for part in parts]
         return self.model.visual_projection(torch.cat(pooled).to(self.model.dtype))
 
-    def _tower(self) -> nn.Module:
+    def _is_left_alone(self) -> bool:
+        """Whether others have made the tower what it is: quantised, spread over devices, or adapted."""
         model = self.model
         if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
-            return model.vision_model  # others have made it what it is
-        weights = [self.dtype, *(_identity(parameter) for parameter in model.vision_model.parameters())]
-        made = self._made
+            return True
+        if is_plain(model.vision_model):
+            return False
+        if self.int8 or self.wanted not in (None, "fast", model.dtype):
+            logger.warning_once(
+                f"the image tower runs in {model.dtype}: dtype and int8 do not change one with adapters or modules of "
+                "other packages. Merge adapters first, as by merge_and_unload()"
+            )
+        return True
+
+    def _tower(self) -> nn.Module:
+        state = None if self._is_left_alone() else weights_state(self.model.vision_model)
+        if state is None:
+            return self.model.vision_model
+        made, weights = self._made, (self.dtype, state)
         if made is None or made[0] != weights:
             made = self._made = (weights, self._make())
         return made[1]
@@ -97,12 +117,6 @@ class FrameEncoder:
         if self.compile:
             tower.compile()
         return tower
-
-
-def _identity(parameter: nn.Parameter) -> tuple:
-    """Changes when the parameter is another, or holds other numbers, or lies elsewhere."""
-    version = 0 if parameter.is_inference() else parameter._version
-    return id(parameter), version, parameter.device, parameter.dtype
 
 
 class _InPlaceQuickGELU(nn.Module):

@@ -177,10 +177,12 @@ class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
             raise ValueError("give either pixel_values_videos or frame_embeds, and not both")
         if frame_embeds is None:
             frame_embeds, vision_outputs = self._encode_frames(pixel_values_videos, **kwargs)
-        elif frame_embeds.ndim != 3 or frame_embeds.shape[-1] != self.config.projection_dim:
+        elif (
+            frame_embeds.ndim != 3 or not frame_embeds.shape[1] or frame_embeds.shape[-1] != self.config.projection_dim
+        ):
             raise ValueError(
                 f"frame_embeds has shape {tuple(frame_embeds.shape)}, but must be (batch, frames, projection_dim = "
-                f"{self.config.projection_dim})"
+                f"{self.config.projection_dim}), with at least one frame"
             )
         if frame_mask is not None:
             frame_mask = self._checked_frame_mask(frame_mask, frame_embeds)
@@ -198,10 +200,10 @@ class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
         return self.temporal(frame_embeds, frame_mask, interpolate_frame_positions, return_dict=True, **kwargs)
 
     def _encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs):
-        if pixel_values_videos.ndim != 5:
+        if pixel_values_videos.ndim != 5 or not pixel_values_videos.shape[1]:
             raise ValueError(
                 f"pixel_values_videos has shape {tuple(pixel_values_videos.shape)}, but must be "
-                "(batch, frames, channels, height, width)"
+                "(batch, frames, channels, height, width), with at least one frame"
             )
         batch_size, num_frames = pixel_values_videos.shape[:2]
         frames = pixel_values_videos.flatten(0, 1)  # (B * T, 3, height, width)

@@ -21,6 +21,7 @@ from .configuration_emoclip import EmoCLIPConfig
 from .losses import classification_loss, regression_loss
 from .modeling_emoclip import EmoCLIPTowers, EmoCLIPVideoEncoder, EmoCLIPVideoFeatures
 from .prompts import PromptLearner, prompt_fields
+from .weights_state import weights_state
 
 AUTO_CLASSES = ("AutoModel", "AutoModelForVideoClassification")
 
@@ -174,10 +175,10 @@ class EmoCLIPForPromptClassification(EmoCLIPTowers):
             self.unfreeze_class_embeds()
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._encode_classes()
-        state = self._text_side_state()
+        state = weights_state(self.prompt_learner, self.text_model, self.text_projection)
         if state is None:
             return self._encode_classes()
-        if self._cached_class_embeds is None or not _same_state(self._cached_class_embeds[0], state):
+        if self._cached_class_embeds is None or self._cached_class_embeds[0] != state:
             # A tensor made in inference mode could not be used in a gradient afterwards.
             with torch.inference_mode(False), torch.no_grad():
                 self._cached_class_embeds = (state, self._encode_classes())
@@ -213,32 +214,10 @@ class EmoCLIPForPromptClassification(EmoCLIPTowers):
         text_embeds = self.text_projection(text_model.final_layer_norm(last_tokens))
         return nn.functional.normalize(text_embeds, dim=-1)
 
-    def _text_side_state(self) -> tuple | None:
-        """What `_encode_classes` depends on; `None` if that cannot be told, and nothing may be kept."""
-        parts = (self.prompt_learner, self.text_model, self.text_projection)
-        parameters = [parameter for part in parts for parameter in part.parameters()]
-        plain = all(
-            isinstance(module, PromptLearner) or type(module).__module__.startswith(("torch.nn.", "transformers."))
-            for part in parts
-            for module in part.modules()
-        )
-        if not plain or any(parameter.is_inference() or parameter.is_meta for parameter in parameters):
-            return None  # an adapter is switched off, and an inference or offloaded tensor changed, without a trace
-        device = self.text_projection.weight.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        versions = [(id(parameter), parameter.data_ptr(), parameter._version) for parameter in parameters]
-        # The parameters themselves, so that no other takes their id; the context, since averaged weights are often
-        # swapped in through `.data`, which counts no version.
-        return (autocast, versions), parameters, self.prompt_learner.context.detach().clone()
-
     def _freeze_unused(self) -> None:
         self.text_model.requires_grad_(False)
         self.text_projection.requires_grad_(False)
         self.logit_scale.requires_grad_(self.config.prompt_logit_scale is None)
-
-
-def _same_state(first: tuple, second: tuple) -> bool:
-    return first[0] == second[0] and torch.equal(first[2], second[2])
 
 
 class EmoCLIPVideoHead(EmoCLIPVideoEncoder):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import BatchFeature, Pipeline
 from transformers.video_utils import VideoMetadata
 
@@ -17,11 +16,14 @@ from .embeddings import VideoEmbeddings, embed_videos
 from .face_clip import check_whose, face_clip
 from .faces import FaceDetector, load_face_detector
 from .frame_encoder import FrameEncoder
-from .prompts import LabelTexts, encode_labels, parse_labels
+from .frame_sampling import check_counts
+from .prompts import LabelTexts, encode_labels, parse_labels, warn_of_long_texts
 from .read_ahead import PipelinedIterator
 from .scores import Scoring, make_scoring
 from .timeline import EmotionTimeline, make_timeline
 from .video_frames import NO_FACE
+from .video_inputs import is_in_memory, split_batch
+from .weights_state import WeightsState, weights_state
 
 TASK = "zero-shot-video-classification"
 
@@ -52,8 +54,10 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
 
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
-    # A label set is C x D numbers: this many fit in a few megabytes, and a service with more is not slowed down much.
-    _max_label_sets = 64
+    # Of the label sets that are kept, C x D each: 64 MB in float32. The newest is kept whatever its size.
+    _most_kept_numbers = 2**24
+    # Of one pass through the text tower, whose memory grows with them.
+    _texts_at_once = 256
     parse_labels = staticmethod(parse_labels)
 
     def __init__(
@@ -65,12 +69,26 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         compile: bool = False,
         **kwargs,
     ):
+        if kwargs.get("batch_size") is not None:
+            check_counts(batch_size=kwargs["batch_size"])
         super().__init__(**kwargs)
         self.tokenizer = self.processor.tokenizer  # transformers refuses to batch without a tokenizer
         dtype = None if dtype == "auto" else dtype  # transformers' word for the checkpoint's own
         self.encode_frames = FrameEncoder(self.model, "fast" if fast else dtype, int8, compile)
         self._class_embeds: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self._text_side: WeightsState | None = None  # with which they were made
         self._detectors: dict[str, FaceDetector] = {}
+
+    @property
+    def model(self):
+        """The model, which may be replaced by another one."""
+        return self._model
+
+    @model.setter
+    def model(self, model):
+        self._model = model
+        if hasattr(self, "encode_frames"):  # else `__init__` is about to make it
+            self.encode_frames.model = model
 
     def __call__(
         self,
@@ -114,8 +132,11 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             kwargs["candidate_labels"] = candidate_labels
         if isinstance(videos, (list, tuple)) and not videos:
             raise ValueError("videos is an empty list: give a video or a list of videos")
-        if isinstance(videos, (list, tuple)) and all(isinstance(v, Image.Image) for v in videos):
-            videos = tuple(videos)  # one video: transformers takes a list, but not a tuple, for several inputs
+        for name in ("batch_size", "num_workers"):
+            if kwargs.get(name) is not None and (name == "batch_size" or kwargs[name]):
+                check_counts(**{name: kwargs[name]})
+        if isinstance(videos, (list, tuple)) or is_in_memory(videos):
+            videos = _as_inputs(videos)
         return super().__call__(videos, **kwargs)
 
     def timeline(
@@ -240,7 +261,11 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         return {"faces": faces, "detector": detector}
 
     def preprocess(self, video, **face_options):
-        return self.read_clip(video, **face_options)[0].to(self.dtype)
+        inputs, _ = self.read_clip(video, **face_options)
+        # transformers pads clips of different lengths to one batch, and pads a mask with False.
+        mask = torch.ones(inputs["pixel_values_videos"].shape[:2], dtype=torch.bool)
+        inputs.setdefault("frame_mask", mask)
+        return inputs.to(self.dtype)
 
     def read_clip(
         self, video: Any, faces: str | Callable = "none", detector: str | Callable = "auto"
@@ -285,20 +310,39 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         return [entry | {"face_found": face_found} for entry in scoring.ranked(scores)]
 
     def class_embeds(self, texts_by_label: LabelTexts) -> torch.Tensor:
-        """`(C, D)` of a label set, encoded the first time it is asked for and kept."""
-        key = tuple(texts_by_label.values())
+        """Returns `(C, D)` of a label set, encoded the first time it is asked for, and kept until a weight changes."""
+        state = weights_state(self.model.text_model, self.model.text_projection)
+        if state is None:
+            return encode_labels(texts_by_label, self._encode_texts)
+        if state != self._text_side:
+            self._class_embeds, self._text_side = OrderedDict(), state
+        kept, key = self._class_embeds, tuple(texts_by_label.values())
         # Each step is safe beside other threads', which a lock would be too, but not in workers that are spawned.
-        embeds = self._class_embeds.pop(key, None)
+        embeds = kept.pop(key, None)
         if embeds is None:
             embeds = encode_labels(texts_by_label, self._encode_texts)
-        self._class_embeds[key] = embeds
-        while len(self._class_embeds) > self._max_label_sets:
-            self._class_embeds.popitem(last=False)
+        kept[key] = embeds
+        while len(kept) > 1 and sum(one.numel() for one in list(kept.values())) > self._most_kept_numbers:
+            kept.popitem(last=False)
         return embeds
 
     def _encode_texts(self, texts: list[str]) -> torch.Tensor:
-        inputs = self.processor(text=texts, return_tensors="pt").to(self.device)
-        return self.model.get_text_features(**inputs).pooler_output
+        """`(number of texts, D)`, part by part; says which texts are longer than the tower reads."""
+        warn_of_long_texts(texts, self.tokenizer)
+        parts = [texts[first : first + self._texts_at_once] for first in range(0, len(texts), self._texts_at_once)]
+        inputs = (self.processor(text=part, return_tensors="pt").to(self.device) for part in parts)
+        return torch.cat([self.model.get_text_features(**one).pooler_output for one in inputs])
+
+
+def _as_inputs(videos: Any) -> Any:
+    """A list or array, such that transformers tells one video from several: it takes a list for several inputs."""
+    if isinstance(videos, (list, tuple)) and not is_in_memory(list(videos)):
+        several = [one for video in videos for one in split_batch(video)]
+        return [tuple(one) if isinstance(one, list) else one for one in several]
+    several = split_batch(list(videos) if isinstance(videos, tuple) else videos)
+    if len(several) > 1 or getattr(videos, "ndim", 0) == 5:
+        return several
+    return tuple(several[0]) if isinstance(several[0], list) else several[0]
 
 
 __all__ = ["ZeroShotVideoClassificationPipeline"]

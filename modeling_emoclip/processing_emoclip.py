@@ -57,21 +57,35 @@ class EmoCLIPProcessor(ProcessorMixin):
         return [*super().model_input_names, "frame_mask"]
 
     @classmethod
-    def from_clip(cls, name_or_path: str, **video_kwargs) -> "EmoCLIPProcessor":
+    def from_clip(
+        cls,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
+        **video_kwargs,
+    ) -> "EmoCLIPProcessor":
         """A processor for a model made of a CLIP checkpoint: its tokenizer, and its way to prepare images.
 
         Args:
             name_or_path: folder or Hub id of a CLIP or EmoCLIP checkpoint.
+            revision, token, cache_dir, local_files_only: of the Hub repository, as of `from_pretrained`.
             video_kwargs: of `EmoCLIPVideoProcessor`, as `num_frames`; they win over the checkpoint's.
 
         Raises:
             OSError: the checkpoint has no tokenizer, or neither image nor video processor.
+            ValueError: a field that the video processor does not have.
         """
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        hub |= {} if revision is None else {"revision": revision}
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
         try:
-            clip = CLIPImageProcessor.from_pretrained(name_or_path).to_dict()
+            clip = CLIPImageProcessor.from_pretrained(name_or_path, **hub).to_dict()
         except OSError:  # a checkpoint of this package has a video processor instead
-            return cls(EmoCLIPVideoProcessor.from_pretrained(name_or_path, **video_kwargs), tokenizer)
+            EmoCLIPVideoProcessor(**video_kwargs)  # refuses unknown fields, which from_pretrained passes over
+            return cls(EmoCLIPVideoProcessor.from_pretrained(name_or_path, **hub, **video_kwargs), tokenizer)
         from_clip = {name: clip[name] for name in _FROM_IMAGE_PROCESSOR if name in clip}
         return cls(EmoCLIPVideoProcessor(**(from_clip | video_kwargs)), tokenizer)
 

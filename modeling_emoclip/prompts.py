@@ -4,14 +4,19 @@
 Shapes: C labels, D embedding width, M context tokens, L tokens of the longest prompt, W width of the text tower.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import CLIPTextConfig
+from transformers.utils import logging
 
 from .configuration_emoclip import EmoCLIPConfig
+
+logger = logging.get_logger(__name__)
 
 # EmoCLIP's and DFER-CLIP's second kind of prompt; a label that has descriptions of its own does not need it.
 DEFAULT_TEMPLATE = "an expression of {}."
@@ -45,11 +50,12 @@ def label_texts(
     if hypothesis_template is not None and "{}" not in hypothesis_template:
         raise ValueError(f"hypothesis_template is {hypothesis_template!r}, but must contain {{}} for the label")
     if not isinstance(candidate_labels, Mapping):
-        if repeated := sorted({str(label) for label in candidate_labels if list(candidate_labels).count(label) > 1}):
+        if repeated := sorted(str(label) for label, count in Counter(candidate_labels).items() if count > 1):
             raise ValueError(f"candidate_labels contains {', '.join(map(repr, repeated))} more than once")
         candidate_labels = dict.fromkeys(candidate_labels)
     known = class_descriptions if class_descriptions and hypothesis_template is None else {}
     template = hypothesis_template or DEFAULT_TEMPLATE
+    _check_text("hypothesis_template", template)
 
     def texts_of(part: str) -> tuple[str, ...]:
         return tuple(known.get(part, (template.replace("{}", part),)))
@@ -63,13 +69,17 @@ def label_texts(
 def parse_labels(lines: Sequence[str]) -> dict[str, list[str] | None]:
     """Candidate labels as people type them: `calm`, `anger + disgust`, or `calm: a relaxed face; closed lips`.
 
+    A colon between two digits, as in `12:30`, is a part of the label.
+
     Raises:
-        ValueError: a label that stands twice, or has a colon and no description.
+        ValueError: a label that stands twice, or a colon with no label before it or no description behind it.
     """
     labels: dict[str, list[str] | None] = {}
     for line in filter(str.strip, lines):
-        label, colon, rest = map(str.strip, line.partition(":"))
-        texts = [text.strip() for text in rest.split(";") if text.strip()]
+        label, *rest = map(str.strip, re.split(r"(?<!\d):|:(?!\d)", line, maxsplit=1))
+        colon, texts = bool(rest), [text.strip() for part in rest for text in part.split(";") if text.strip()]
+        if not label:
+            raise ValueError(f"{line.strip()!r} has no label before the colon")
         if label in labels:
             raise ValueError(f"the label {label!r} is given twice")
         if colon and not texts:
@@ -82,6 +92,8 @@ def _own_texts(label: str, texts: str | Sequence[str]) -> tuple[str, ...]:
     texts = (texts,) if isinstance(texts, str) else tuple(texts)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"candidate_labels[{label!r}] is {texts!r}, but must be a text or a list of texts")
+    for text in (label, *texts):
+        _check_text(f"candidate_labels[{label!r}]", text)
     return texts
 
 
@@ -89,10 +101,34 @@ def _parts(label: str) -> list[str]:
     """Of a compound; a label that is none has one part."""
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"candidate_labels contains {label!r}, but a label is a text that is not empty")
+    _check_text("candidate_labels", label)
     parts = [part.strip() for part in label.split(COMPOUND_SEPARATOR)]
     if not all(parts):
-        raise ValueError(f"the compound label {label!r} has an empty part; write it as 'anger + disgust'")
+        raise ValueError(
+            f"the compound label {label!r} has an empty part; write it as 'anger + disgust'. Where + stands for "
+            f"itself, give the label with its text: {{{label!r}: 'an expression of {label}'}}"
+        )
     return parts
+
+
+def _check_text(where: str, text: str) -> None:
+    """Raises a ValueError for half a character, which JSON and broken files bring, and no tokenizer takes."""
+    try:
+        str(text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} has {text!r}, whose character {error.start + 1} is half of one: {error}") from None
+
+
+def warn_of_long_texts(texts: Sequence[str], tokenizer) -> None:
+    """Warns of each text of which the text tower reads only the beginning."""
+    most = tokenizer.model_max_length
+    for text, ids in zip(texts, tokenizer(list(texts), truncation=False, verbose=False)["input_ids"], strict=True):
+        if len(ids) > most:
+            left_out = tokenizer.decode(ids[most - 1 : -1])  # the last token that is read is the end of a text
+            logger.warning(
+                f"a text of {len(ids)} tokens is cut, since the text tower reads {most}: {text[:60]!r}... without "
+                f"its end, {left_out[:80]!r}"
+            )
 
 
 def encode_labels(texts_by_label: LabelTexts, encode_texts: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:

@@ -7,6 +7,7 @@ Shapes: N clips, C labels.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .prompts import LabelTexts, label_texts
 
 UNCERTAIN = "uncertain"  # the answer when no label scores `abstain_below`
 BACKGROUND = "neutral"  # the label that every label has to beat in multi-label mode
-_BACKGROUND_ROW = "\0background"  # no label of a user's
+_BACKGROUND_ROW = ("background",)  # a label of a user's is a text
 
 
 def label_scores(
@@ -112,11 +113,11 @@ def make_scoring(
             "uncertain" could not be told from.
     """
     texts = label_texts(candidate_labels, config.class_descriptions, hypothesis_template)
-    if temperature is not None and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, but must be greater than 0")
+    if temperature is not None and not (_is_number(temperature) and 0 < temperature < math.inf):
+        raise ValueError(f"temperature is {temperature!r}, but must be a number greater than 0")
     if abstain_below is not None:
-        if not 0 <= abstain_below <= 1:
-            raise ValueError(f"abstain_below is {abstain_below}, but scores are 0 to 1")
+        if not (_is_number(abstain_below) and 0 <= abstain_below <= 1):
+            raise ValueError(f"abstain_below is {abstain_below!r}, but scores are numbers from 0 to 1")
         if UNCERTAIN in texts:
             raise ValueError(f"candidate_labels has {UNCERTAIN!r}, which is the answer of abstain_below: rename it")
     labels = tuple(texts)
@@ -125,6 +126,10 @@ def make_scoring(
     if multi_label is not False and (background := _background(config, multi_label, hypothesis_template)):
         texts[_BACKGROUND_ROW] = background
     return Scoring(labels, texts, float(temperature), multi_label is not False, abstain_below)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _background(

@@ -2,7 +2,8 @@
 """Video processor of EmoCLIP: any videos -> `pixel_values_videos (B, T, 3, H, W)`."""
 
 import copy
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class EmoCLIPVideoProcessorKwargs(VideosKwargs, total=False):
     frame_stride: int | None
     seed: int | None
     rng: np.random.Generator | None
+
+
+# Fields, and what files of processors say beside them.
+_KNOWN = set(get_type_hints(EmoCLIPVideoProcessorKwargs)) | {"processor_class", "auto_map"}
+_KNOWN |= {"video_processor_type", "image_processor_type", "feature_extractor_type"}
 
 
 class EmoCLIPVideoProcessor(BaseVideoProcessor):
@@ -104,6 +110,11 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         guard_decoding: bool = True,
         **kwargs: Unpack[EmoCLIPVideoProcessorKwargs],
     ):
+        # transformers keeps unknown fields, and saves them: a misspelt one would do nothing, a token be published.
+        if unknown := sorted(name for name in kwargs if name not in _KNOWN and not name.startswith("_")):
+            near = get_close_matches(unknown[0], _KNOWN, n=1)
+            hint = f"; is it {near[0]}?" if near else ""
+            raise ValueError(f"EmoCLIPVideoProcessor has no field {', '.join(unknown)}{hint}")
         super().__init__(**kwargs)
         check_strategy(self.frame_sampling)
         make_limits(video_limits)

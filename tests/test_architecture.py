@@ -14,6 +14,7 @@ FLOORS = {
     "configuration_emoclip": 0,
     "losses": 0,
     "typed_text": 0,
+    "weights_state": 0,
     "frame_sampling": 0,
     "video_limits": 0,
     "video_streams": 0.2,
@@ -53,10 +54,11 @@ LOADING_SCRIPTS = {
 }
 ALLOWED_IN_MODEL = {"torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "av"}
 ALLOWED_IN_MODEL |= {"decord", "cv2", "pandas", "matplotlib"}  # where they are missing, something else is done or said
-STANDARD = set("collections colorsys contextlib copy csv dataclasses fractions functools heapq io itertools".split())
-STANDARD |= set(
-    "hashlib html uuid warnings json logging math operator os pathlib re threading tempfile time typing".split()
+STANDARD = set(
+    "collections colorsys contextlib copy csv dataclasses difflib fractions functools heapq io itertools".split()
 )
+STANDARD |= set("hashlib html numbers uuid warnings json logging math operator os pathlib re threading".split())
+STANDARD |= set("tempfile time typing".split())
 STANDARD |= set(
     "atexit ctypes faulthandler queue resource select signal struct subprocess sys weakref".split()
 )  # the guarded process

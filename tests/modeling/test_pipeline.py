@@ -72,9 +72,13 @@ def test_each_label_set_is_encoded_once_and_kept(pipe, clips, monkeypatch):
     first = pipe([str(clip) for clip in clips], candidate_labels=labels)
     assert pipe([str(clip) for clip in clips], candidate_labels=labels) == first
     assert encoded == [["one text", "two texts", "three"]]
-    for number in range(pipe._max_label_sets + 5):
+    width = pipe.model.config.projection_dim
+    monkeypatch.setattr(pipe, "_most_kept_numbers", 3 * width)  # a set is as large as it has labels
+    for number in range(5):
         pipe.class_embeds({"label": ((f"text {number}",),)})
-    assert len(pipe._class_embeds) == pipe._max_label_sets
+    assert len(pipe._class_embeds) == 3
+    pipe.class_embeds({f"label {number}": ((f"text {number}",),) for number in range(9)})
+    assert [len(embeds) for embeds in pipe._class_embeds.values()] == [9]  # the newest, whatever its size
 
 
 def test_the_checkpoints_descriptions_stand_for_their_labels(pipe, clips):
@@ -86,7 +90,9 @@ def test_the_checkpoints_descriptions_stand_for_their_labels(pipe, clips):
 
 
 def test_several_threads_may_use_it_at_once(pipe, clips, monkeypatch):
-    monkeypatch.setattr(pipe, "_max_label_sets", 2)  # so that they throw out each other's
+    monkeypatch.setattr(
+        pipe, "_most_kept_numbers", 4 * pipe.model.config.projection_dim
+    )  # so that they throw out each other's
     label_sets = [[f"a face of kind {kind}", "a smile"] for kind in range(5)]
     tasks = [(clip, labels) for clip in clips for labels in label_sets]
     expected = [pipe(clip, candidate_labels=labels) for clip, labels in tasks]
