@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from training.recipe import Recipe, dump_recipe, load_recipe
@@ -94,10 +95,10 @@ def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpo
             if selects:
                 weights = {name: weight.contiguous() for name, weight in weights.items()}
                 accelerator.save(weights, unfinished / SELECTED, safe_serialization=True)
-            elif (checkpoint / SELECTED).exists():
-                os.link(checkpoint / SELECTED, unfinished / SELECTED)
-            shutil.rmtree(previous, ignore_errors=True)
-            if checkpoint.exists():
+            elif (last_whole(checkpoint) / SELECTED).exists():
+                link_or_copy(last_whole(checkpoint) / SELECTED, unfinished / SELECTED)
+            if checkpoint.exists():  # else the process was killed here before, and `previous` is the only whole one
+                shutil.rmtree(previous, ignore_errors=True)
                 os.replace(checkpoint, previous)
             os.replace(unfinished, checkpoint)
             shutil.rmtree(previous, ignore_errors=True)
@@ -110,8 +111,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress | No
     Raises:
         ValueError: it was written by another number of processes, which would go on with other batches.
     """
-    if not checkpoint.exists():  # killed between the two renames of save_checkpoint
-        checkpoint = previous_of(checkpoint)
+    checkpoint = last_whole(checkpoint)
     if not checkpoint.exists():
         return None
     progress = Progress(**json.loads((checkpoint / "progress.json").read_text()))
@@ -126,7 +126,43 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress | No
 
 def load_selected(model, checkpoint: Path) -> None:
     """The weights of the epoch that `run.select_on` chose."""
-    model.load_state_dict(load_file(checkpoint / SELECTED))
+    model.load_state_dict(load_file(last_whole(checkpoint) / SELECTED))
+
+
+def last_whole(checkpoint: Path) -> Path:
+    """The newest checkpoint: the older one, if the process was killed between the two renames of save_checkpoint."""
+    return checkpoint if checkpoint.exists() else previous_of(checkpoint)
+
+
+def link_or_copy(source: Path, to: Path) -> None:
+    """A second name for a file; a copy where the file system has none, as exFAT and some network drives."""
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copyfile(source, to)
+
+
+@contextlib.contextmanager
+def locked_output_dir(output_dir: Path) -> Iterator[None]:
+    """Keeps others from training in the same folder; of the processes of one training, the first holds the lock.
+
+    Raises:
+        BlockingIOError: another training is at work there.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with clear_os_errors("run.output_dir", output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output_dir / ".training.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            lock = None
+    if lock is None:
+        raise BlockingIOError(f"run.output_dir={output_dir}: another training is at work there")
+    with lock:
+        yield
 
 
 def previous_of(checkpoint: Path) -> Path:

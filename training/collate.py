@@ -145,7 +145,7 @@ class Clips(torch.utils.data.Dataset):
 
 
 class Collator:
-    """Items of `Clips` -> the model's inputs, and `clip_index (B,)`: which clips they are.
+    """Items of `Clips` -> the model's inputs, and `clip_index (B,)`: which clips they are; empty if there are none.
 
     Args:
         processor: `EmoCLIPProcessor`.
@@ -158,8 +158,8 @@ class Collator:
 
     def __call__(self, items: list[dict | None]) -> dict:
         items = [item for item in items if item is not None]
-        if not items:
-            raise ValueError("not one clip of a batch can be decoded; the warnings above name them")
+        if not items:  # not one clip of the batch can be decoded
+            return {}
         batch = {"clip_index": torch.tensor([item["clip_index"] for item in items])}
         if "text" in items[0]:
             # Also with text_embeds: the loss tells by input_ids which clips of the batch have the same text.

@@ -84,8 +84,12 @@ def validation_loss(model: nn.Module, experiment: Experiment, recipe: Recipe, ac
     model.eval()
     losses, weights = [], []
     for batch in DataLoader(experiment.validation_clips, recipe.optim.batch_size, collate_fn=experiment.collator):
+        if not batch:
+            continue
         weights.append(len(batch.pop("clip_index")))
         losses.append(model(**send_to_device(batch, accelerator.device)).loss.item())
+    if not losses:
+        raise ValueError("not one validation clip can be decoded; the warnings above name them")
     return float(np.average(losses, weights=weights))
 
 

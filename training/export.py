@@ -40,6 +40,8 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
+# What an export consists of. A folder with anything else in it is somebody's, and is not replaced.
+EXPORTED_FILES = ("*.py", "*.json", "*.safetensors", "README.md", "recipe.yaml", "confusion_*.png", "*.txt", "*.model")
 RIGHT = "--i-have-the-right-to-publish"
 
 
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None):
             print(push_space(options.space, HubPusher(repo_id, options.private, options.run, "space")))
         elif options.push:
             print(push(options.run, hub_dir, HubPusher(repo_id, options.private, options.run)))
-    except (PushError, SpaceError) as error:
+    except (PushError, SpaceError, FileExistsError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -102,7 +104,11 @@ def export(run_dir: Path, hub_dir: Path, repo: str | None = None) -> tuple[Path,
 
     Args:
         repo: where it will be pushed, for the example of use in the card.
+
+    Raises:
+        FileExistsError: `hub_dir` holds something else.
     """
+    check_replaceable(hub_dir)
     model, processor, recipe = load_run(run_dir)
     metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(dir=run_dir, prefix="hub.unfinished.") as unfinished:
@@ -114,9 +120,28 @@ def export(run_dir: Path, hub_dir: Path, repo: str | None = None) -> tuple[Path,
         card = write_card(metrics, recipe, model, processor, pictures=pictures, repo=repo or THIS)
         (folder / "README.md").write_text(card, encoding="utf-8")
         difference = check(folder, model, processor)
+        check_replaceable(hub_dir)  # once more: writing took a while
         shutil.rmtree(hub_dir, ignore_errors=True)
         shutil.move(folder, hub_dir)
     return hub_dir, difference
+
+
+def check_replaceable(hub_dir: Path) -> None:
+    """Raises a FileExistsError unless a folder is not there, is empty, or holds an earlier export and nothing else."""
+    if not hub_dir.is_dir():
+        if hub_dir.exists() or hub_dir.is_symlink():
+            raise FileExistsError(f"{hub_dir} is no folder: give a new one, or that of an earlier export")
+        return
+    entries = sorted(hub_dir.iterdir())
+    foreign = [
+        one.name
+        for one in entries
+        if one.is_dir() or one.is_symlink() or not any(one.match(pattern) for pattern in EXPORTED_FILES)
+    ]
+    is_export = (hub_dir / "config.json").is_file() and (hub_dir / "recipe.yaml").is_file()
+    if entries and (foreign or not is_export):
+        what = f"holds {', '.join(foreign[:5])}" if foreign else "is not what an earlier export wrote"
+        raise FileExistsError(f"{hub_dir} {what}, and would be replaced: give a new folder, or empty that one")
 
 
 def load_run(run_dir: Path):

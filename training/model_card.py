@@ -4,22 +4,27 @@
 Nothing in a card is typed by hand, and nothing in it or in the recipe beside it names a folder of this machine.
 """
 
+import copy
 import importlib
-import os
+import json
 import re
 import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, hf_hub_download
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_emoclip.pipeline_emoclip import TASK
+from modeling_emoclip.typed_text import markdown_text
 from training.data.expression_videos import ExpressionVideos
 from training.data.own_videos import OwnVideos
+from training.published import without_folders, without_secrets
 from training.recipe import DataRecipe, DataSource, EvaluationSet, Recipe, load_recipe
 
 HUB_CARDS = Path(__file__).resolve().parents[1] / "hub_cards"
@@ -30,6 +35,8 @@ TEMPLATES = {
     "EmoCLIPForVideoRegression": "regression.md",
 }
 THIS = "<this repository or folder>"
+# Known without asking the Hub: what the recipes start from.
+CLIPS = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14")
 TAGS = ["facial-expression-recognition", "emotion-recognition", "clip"]
 
 
@@ -61,8 +68,12 @@ class DataSet:
     uses: list[str] = field(default_factory=list)
 
 
-def data_sets(recipe: Recipe) -> list[DataSet]:
-    """Of training, of evaluation, and of the run whose weights this one started from."""
+def data_sets(recipe: Recipe, seen: frozenset[str] = frozenset()) -> list[DataSet]:
+    """Of training, of evaluation, and of the run whose weights this one started from.
+
+    Args:
+        seen: weights that led here: a repository that was trained on twice names itself.
+    """
     found: dict[str, DataSet] = {}
 
     def add(data_set: DataSet, use: str, is_learnt: bool):
@@ -75,8 +86,10 @@ def data_sets(recipe: Recipe) -> list[DataSet]:
     for evaluation_set in recipe.data.evaluation.values():
         add(describe(evaluation_set.data or recipe.data), "evaluation", False)
     init = recipe.model.init
+    if init in seen:
+        return list(found.values())
     if earlier := init and recipe_of(init):
-        for data_set in data_sets(earlier):
+        for data_set in data_sets(earlier, seen | {init}):
             if data_set.is_learnt:
                 add(data_set, "training of the weights that this run started from", True)
     elif init and is_emoclip(init):
@@ -86,9 +99,15 @@ def data_sets(recipe: Recipe) -> list[DataSet]:
 
 
 def describe(source: DataRecipe | DataSource) -> DataSet:
-    """A data set as its builder knows it, whether it is on this machine or not."""
+    """A data set as its builder knows it, whether it is on this machine or not.
+
+    One whose builder is not known here, as in the recipe of somebody else's run, counts as licensed.
+    """
     module, _, name = source.builder.rpartition(".")
-    builder_class = getattr(importlib.import_module(f"training.data.{module}"), name)
+    try:
+        builder_class = getattr(importlib.import_module(f"training.data.{module}"), name)
+    except (ImportError, AttributeError):
+        return DataSet(source.builder, "not known: its builder is not in this installation", is_licensed=True)
     with tempfile.TemporaryDirectory() as cache:  # `datasets` makes a lock file for every builder
         info = builder_class(cache_dir=cache, config_name=source.config_name).info
     if issubclass(builder_class, OwnVideos):
@@ -99,7 +118,7 @@ def describe(source: DataRecipe | DataSource) -> DataSet:
 
 def recipe_of(init: str) -> Recipe | None:
     """Of the run that made some weights, where it lies with them in their folder or Hub repository."""
-    path = Path(init, "recipe.yaml") if Path(init).is_dir() else _recipe_on_hub(init)
+    path = Path(init, "recipe.yaml") if Path(init).is_dir() else _on_hub(init, "recipe.yaml")
     try:
         return load_recipe(path) if path else None
     except (OSError, ValueError):
@@ -107,26 +126,32 @@ def recipe_of(init: str) -> Recipe | None:
 
 
 @lru_cache  # asked at the start of a run, so that no card waits for the network later
-def _recipe_on_hub(repo_id: str) -> str | None:
+def _on_hub(repo_id: str, name: str) -> str | None:
     try:
-        return hf_hub_download(repo_id, "recipe.yaml")
+        return hf_hub_download(repo_id, name)
     except (OSError, ValueError):
         return None
 
 
 def is_emoclip(init: str) -> bool:
-    """Whether a local folder holds more than a CLIP, so that somebody has trained it on something."""
-    config = Path(init, "config.json")
-    return config.is_file() and yaml.safe_load(config.read_text(encoding="utf-8")).get("model_type") == "emoclip"
+    """Whether a folder or Hub repository holds more than a CLIP, so that somebody has trained it on something."""
+    is_hub_id = not Path(init).is_dir() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", init) is not None
+    path = _on_hub(init, "config.json") if is_hub_id else Path(init, "config.json")
+    if path is None or not Path(path).is_file():
+        return is_hub_id and init not in CLIPS  # nobody can tell: what may be licensed counts as licensed
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type") == "emoclip"
+    except (ValueError, AttributeError):
+        return True
 
 
-def base_model(recipe: Recipe) -> str | None:
-    """The Hub id at which the chain of runs began."""
+def base_model(recipe: Recipe, seen: frozenset[str] = frozenset()) -> str | None:
+    """The Hub id at which the chain of runs began; `seen` as of `data_sets`."""
     init = recipe.model.init
     if init is None or not Path(init).is_dir():
         return init
-    earlier = recipe_of(init)
-    return base_model(earlier) if earlier else None
+    earlier = None if init in seen else recipe_of(init)
+    return base_model(earlier, seen | {init}) if earlier else None
 
 
 def published_recipe(recipe: Recipe) -> dict:
@@ -138,18 +163,7 @@ def published_recipe(recipe: Recipe) -> dict:
     for source in (values["data"], *(one["data"] for one in values["data"]["evaluation"].values())):
         if source and source["data_dir"]:
             source["data_dir"] = source["builder"].rpartition(".")[2]
-    return _without_folders(values)
-
-
-def _without_folders(value):
-    if isinstance(value, dict):
-        return {name: _without_folders(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    is_path = isinstance(value, str) and (os.path.isabs(value) or value.startswith(("./", "../", "~")))
-    if is_path or (isinstance(value, str) and "/" in value and Path(value).exists()):
-        return Path(value).name
-    return value
+    return without_folders(without_secrets(values))
 
 
 def recipe_text(values: dict) -> str:
@@ -246,16 +260,41 @@ def write_card(
     return render_card(
         template or TEMPLATES[type(model).__name__],
         card_data=head(metrics, recipe, "CLIPModel" if template == "clip.md" else type(model).__name__, sets),
-        metrics=metrics,
-        recipe=recipe,
         recipe_text=recipe_text(published_recipe(recipe)),
         data_sets=sets,
-        config=model.config,
         model_class=type(model).__name__,
         processor=processor,
-        pictures=pictures or {},
         repo=repo,
+        # From here on what people have typed: titles, labels, descriptions, names of sets.
+        metrics=as_text(metrics),
+        recipe=_recipe_as_text(recipe),
+        config=_config_as_text(model.config),
+        pictures={markdown_text(name): picture for name, picture in (pictures or {}).items()},
     )
+
+
+def as_text(value: Any) -> Any:
+    """Returns nested dicts and lists in which each text, names of fields too, is one that Markdown shows as typed."""
+    if isinstance(value, dict):
+        return {as_text(name): as_text(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_text(inner) for inner in value]
+    return markdown_text(value) if isinstance(value, str) else value
+
+
+def _recipe_as_text(recipe: Recipe) -> Recipe:
+    recipe = copy.deepcopy(recipe)
+    recipe.title, recipe.reference = as_text(recipe.title), as_text(recipe.reference)
+    for one in recipe.data.evaluation.values():
+        one.candidate_labels, one.only_labels = as_text(one.candidate_labels), as_text(one.only_labels)
+    recipe.data.evaluation = {markdown_text(name): one for name, one in recipe.data.evaluation.items()}
+    return recipe
+
+
+def _config_as_text(config: PreTrainedConfig) -> SimpleNamespace:
+    names = ("id2label", "class_descriptions", "target_names")
+    fields = {name: getattr(config, name) for name in config.to_dict() if hasattr(config, name)}
+    return SimpleNamespace(**fields | {name: as_text(getattr(config, name)) for name in names})
 
 
 def render_card(template: str, **values) -> str:

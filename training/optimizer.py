@@ -54,9 +54,18 @@ def build_optimizer(model: torch.nn.Module, optim: OptimRecipe, rates: dict[str,
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, optim: OptimRecipe, steps_per_epoch: int):
-    """Learning rates step by step; milestones are given in epochs."""
+    """Learning rates step by step, rising from 0 through `optim.warmup`; milestones are given in epochs."""
+    steps = optim.epochs * steps_per_epoch
+    num_warmup = int(optim.warmup * steps)
     if optim.schedule == "milestones":
         milestones = [epoch * steps_per_epoch for epoch in optim.milestones]
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-    steps = optim.epochs * steps_per_epoch
-    return get_scheduler(optim.schedule, optimizer, int(optim.warmup * steps), steps)
+        if num_warmup == 0:
+            return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min(1.0, step / num_warmup) * 0.1 ** sum(step >= milestone for milestone in milestones),
+        )
+    name = optim.schedule
+    if name == "constant" and num_warmup:  # which transformers would leave out
+        name = "constant_with_warmup"
+    return get_scheduler(name, optimizer, num_warmup, steps)

@@ -57,6 +57,9 @@ class SpaceError(Exception):
     """A Space was not written; the message says why."""
 
 
+SPACE_FILES = {"app.py", "README.md", "requirements.txt", "example.mp4", "model", "model.txt"}
+
+
 def write_space(space_dir: Path, recipe: Recipe, model: Path | str) -> int:
     """Writes and checks a Space; returns the number of stretches that it found in its example.
 
@@ -96,8 +99,13 @@ def write_space(space_dir: Path, recipe: Recipe, model: Path | str) -> int:
 
 
 def is_space(folder: Path) -> bool:
-    card = folder / "README.md"
-    return (folder / "app.py").is_file() and card.is_file() and "sdk: gradio" in card.read_text(encoding="utf-8")
+    """Whether a folder is what `write_space` wrote, and nothing else: any other Gradio app is somebody's."""
+    app, card = folder / "app.py", folder / "README.md"
+    if not (app.is_file() and card.is_file()) or {one.name for one in folder.iterdir()} - SPACE_FILES:
+        return False
+    first_lines = APP.read_text(encoding="utf-8").splitlines()[:2]
+    is_ours = app.read_text(encoding="utf-8", errors="replace").splitlines()[:2] == first_lines
+    return is_ours and "sdk: gradio" in card.read_text(encoding="utf-8", errors="replace")
 
 
 def readme(recipe: Recipe, model: Path | str) -> str:

@@ -30,6 +30,7 @@ from training.checkpoint import (
     clear_os_errors,
     load_checkpoint,
     load_selected,
+    locked_output_dir,
     open_output_dir,
     save_checkpoint,
 )
@@ -39,6 +40,7 @@ from training.hub_push import HubPusher, PushError
 from training.metrics.scores import metrics_of
 from training.optimizer import build_optimizer, build_scheduler
 from training.predictions import write_results
+from training.published import without_secrets
 from training.recipe import Recipe, flat_fields, load_recipe
 from training.sharding import check_sharding, copy_to_shard, gather_weights
 from training.stop_signal import StopSignal
@@ -57,7 +59,10 @@ def main(arguments: list[str] | None = None) -> dict:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
-        return run(recipe)
+        with locked_output_dir(Path(recipe.run.output_dir)):
+            return run(recipe)
+    except BlockingIOError as error:
+        parser.error(str(error))
     except PushError as error:  # the run itself is complete, or has not begun
         parser.exit(1, f"{parser.prog}: {error}\n")
 
@@ -82,7 +87,7 @@ def run(recipe: Recipe) -> dict:
     if accelerator.is_main_process:
         open_output_dir(recipe)
         pusher = export.start_pushing(recipe)
-    accelerator.init_trackers("emoclip", flat_fields(recipe))
+    accelerator.init_trackers("emoclip", without_secrets(flat_fields(recipe)))
     set_seed(recipe.run.seed)
     cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
     with accelerator.main_process_first():  # the others then find what it has prepared and encoded
@@ -239,6 +244,8 @@ def train_step(batch: dict, training: Training, experiment: Experiment, recipe: 
     step = training.progress.epoch * len(training.loader) + training.progress.step
     # What is random in a step depends on the seed and its number alone, so that a resumed run is the same run.
     torch.manual_seed(recipe.run.seed + 1_000_003 * (step * accelerator.num_processes + accelerator.process_index + 1))
+    if not batch:
+        raise ValueError("not one clip of a batch can be decoded; the warnings above name them")
     clips = batch.pop("clip_index")
     if recipe.optim.chunk_size is not None:
         loss = backward_in_chunks(model, batch, accelerator, recipe.optim.chunk_size)
@@ -288,6 +295,8 @@ def is_better(progress: Progress, select_on: str) -> bool:
     if progress.selected is None or select_on not in progress.history[-1]:  # "last", or nothing to compare
         return True
     last, best = (progress.history[index][select_on] for index in (-1, progress.selected))
+    if math.isnan(last) or math.isnan(best):  # a number is better than none
+        return math.isnan(best) and not math.isnan(last)
     return last < best if select_on == "validation_loss" else last > best
 
 

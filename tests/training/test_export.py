@@ -272,3 +272,33 @@ def test_a_push_that_would_be_refused_is_refused_before_the_training(make_recipe
     with pytest.raises(PushError, match=f"run.push_to_hub=lab/emo: .*{NOBODY}"):
         train.run(make_recipe(tmp_path, "run.push_to_hub=lab/emo"))
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_the_card_of_a_run_with_a_typed_title_has_no_markup_of_it(run_dir_of):
+    model, processor, recipe = export.load_run(run_dir_of("EmoCLIPForVideoClassification"))
+    model.config.id2label = {0: "<b>happy</b>", 1: "line\n# heading"}
+    recipe.title = "x\n\n# y <script>"
+    metrics = {"title": recipe.title, "history": [], "epochs": 1, "selected": {"epoch": 1}, "parameters": 1}
+    card = model_card.write_card(metrics, recipe, model, processor, "checkpoint.md")
+    body = card.split("---", 2)[2]
+    assert "<script>" not in body and "<b>" not in body and "\n# heading" not in body and "\n# y" not in body
+
+
+def test_an_export_replaces_earlier_exports_and_nothing_else(run_dir_of, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "check", lambda *arguments: 0.0)
+    run, mine = run_dir_of("EmoCLIPModel"), tmp_path / "mine"
+    (mine / "precious").mkdir(parents=True)
+    (mine / "precious" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(run), "--hub-dir", str(mine)])
+    assert stopped.value.code == 1 and "holds precious, and would be replaced" in capsys.readouterr().err
+    assert (mine / "precious" / "thesis.txt").read_text() == "years of work"
+    hub_dir, _ = export.export(run, tmp_path / "hub")
+    export.export(run, hub_dir)  # once more
+    (hub_dir / "notes.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds notes\.md"):
+        export.export(run, hub_dir)
+    (hub_dir / "notes.md").unlink()
+    (hub_dir / "recipe.yaml").unlink()
+    with pytest.raises(FileExistsError, match="is not what an earlier export wrote"):
+        export.export(run, hub_dir)

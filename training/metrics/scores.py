@@ -18,7 +18,18 @@ SHARES = ("uar", "war", "recall")  # printed in percent
 
 
 def metrics_of(predictions: Predictions) -> dict:
-    """Shares and correlations are 0..1 and -1..1; `X_interval` is `[low, high]`; what is undefined is `None`."""
+    """Shares and correlations are 0..1 and -1..1; `X_interval` is `[low, high]`; what is undefined is `None`.
+
+    Raises:
+        ValueError: the model's scores of a clip are no numbers, of which the first class would be the highest.
+    """
+    finite = np.isfinite(predictions.scores).all(axis=1)
+    if not finite.all():
+        first = predictions.clip_ids[int(np.argmin(finite))]
+        raise ValueError(
+            f"the model's scores of {(~finite).sum():,} of {len(finite):,} clips are no finite numbers, as of "
+            f"{first}: its weights or the clips' frames hold NaN or infinity"
+        )
     values = _regression(predictions) if predictions.is_regression else _classification(predictions)
     resampled = "clips" if predictions.groups is None else "groups"
     num_units = len(predictions.clip_ids if predictions.groups is None else set(predictions.groups))
