@@ -172,7 +172,8 @@ def recipe_text(values: dict) -> str:
     values = values | {"data": values["data"] | {"evaluation": evaluation}}
     values = _changed(values, Recipe().to_dict())
     values = {name: value for name, value in values.items() if value != {}}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110).rstrip()
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110).rstrip()
+    return text.replace("```", "` ` `")  # a title of these would end the block of code that the card has the recipe in
 
 
 def _changed(values: dict, default: dict) -> dict:

@@ -277,10 +277,10 @@ def test_a_push_that_would_be_refused_is_refused_before_the_training(make_recipe
 def test_the_card_of_a_run_with_a_typed_title_has_no_markup_of_it(run_dir_of):
     model, processor, recipe = export.load_run(run_dir_of("EmoCLIPForVideoClassification"))
     model.config.id2label = {0: "<b>happy</b>", 1: "line\n# heading"}
-    recipe.title = "x\n\n# y <script>"
+    recipe.title = "x\n```\n# y <script>"
     metrics = {"title": recipe.title, "history": [], "epochs": 1, "selected": {"epoch": 1}, "parameters": 1}
     card = model_card.write_card(metrics, recipe, model, processor, "checkpoint.md")
-    body = card.split("---", 2)[2]
+    body = "".join(card.split("---", 2)[2].split("```")[::2])  # in blocks of code nothing is markup
     assert "<script>" not in body and "<b>" not in body and "\n# heading" not in body and "\n# y" not in body
 
 
