@@ -21,7 +21,7 @@ ROWS = [
         "tension": -1,
         "group": "b",
     },
-    {"file_name": "test/grin.mp4", "label": "joy", "caption": "a grin", "tension": 1.5e1, "group": "a"},
+    {"file_name": "test/grin.mp4", "label": "joy", "caption": "a grin", "tension": 1.5e1, "group": "c"},
 ]
 
 
@@ -174,7 +174,7 @@ BROKEN = {
     "listed twice": ("file_name\na\nb\n./a\n", r"metadata.csv, line 4: clip 'a' is in .*metadata.csv, line 2 already"),
     "comma in a caption": ("file_name,caption\na,x,y\n", r"metadata.csv, line 2: more values than columns: \['y'\]"),
     "open quote": ('file_name,caption\na,"x\nb,y\n', r"metadata.csv, line 2: unexpected end of data"),
-    "wrong encoding": ("file_name,caption\na,\udce9 x\n", r"metadata.csv, line 2: the bytes .* neither UTF-8 nor GBK"),
+    "wrong encoding": ("file_name,caption\na,\udce9 x\n", r"metadata.csv, line 2: the bytes .* are not UTF-8"),
     "file and folder": ("file_name\na\nx.mp4\n", r"metadata.csv, line 3: .*x.mp4 is a file, but folders are expected"),
     "no image": ("file_name\na\nempty\n", r"metadata.csv, line 3: .*empty holds no image"),
     "no rows": ("file_name,label\n", r"OwnVideos in .* has no clips of train$"),
