@@ -434,6 +434,10 @@ BROKEN = {
     ),
     "count off": (write_frame_count, r"set_1.csv, line 3: 5 frames, but .*/00002 holds 3"),
     "negative count": (break_list("2,7", "2,-5,6"), r"line 3: the number of frames is '-5'"),
+    "clip of two splits": (
+        break_list("2,7", "3,7"),
+        r"test.single-labeled./set_1.csv, line 2: clip '00003' is in .*/train.*, line 3 already, which is train",
+    ),
     "empty clip": (empty_clip, r"set_1.csv, line 3: .*/00002 holds no image"),
     "wrong encoding": (
         lambda root: (root / DFEW_TRAIN).write_bytes(b"video_name,label\n1,1\ncaf\xe9 ,2\n"),

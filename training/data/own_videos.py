@@ -39,6 +39,7 @@ class Row(NamedTuple):
     """A line of a metadata file."""
 
     values: dict[str, str]
+    clip_id: str
     media: str
     split: str
     source: str  # file and line, for messages
@@ -133,14 +134,13 @@ class OwnVideos(ExpressionVideos):
         if not self.annotation_files():
             raise FileNotFoundError(f"no metadata.csv or metadata.jsonl in {self.root()}, nor in a folder of it")
         has_labels = bool(self.label_names())
-        for values, media, split, source in self.table:
+        for values, clip_id, media, split, source in self.table:
             label = values.get("label")
             if has_labels and not label:
                 problems.append(f"{source}: there is no label, but other clips have one")
                 continue
             columns = {name: values.get(name, "") for name in TEXT_COLUMNS if name in self.info.features}
             columns |= {name: float(values[name]) for name in self.target_names}
-            clip_id = values.get("clip_id") or "/".join(path_parts(os.path.relpath(media, self.root())))
             yield split, Clip(clip_id, label, media, source, columns)
 
     def _generate_examples(self, clips):
@@ -160,7 +160,10 @@ def _read_metadata(path: Path, root: Path, encodings: tuple[str, ...]) -> Iterat
         split = values.get("split") or (first if first.lower() in SPLITS else "train")
         if split.lower() not in SPLITS:
             raise ValueError(f"{source}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
-        yield Row(values, os.path.join(path.parent, file_name), SPLITS[split.lower()], source)
+        # Tables in several folders may each have a 1.mp4.
+        name = file_name if path.parent == root else os.path.join(path.parent.name, file_name)
+        clip_id = values.get("clip_id") or "/".join(path_parts(name))
+        yield Row(values, clip_id, os.path.join(path.parent, file_name), SPLITS[split.lower()], source)
 
 
 def _read_csv(text: str, path: Path) -> Iterator[tuple[int, dict]]:
