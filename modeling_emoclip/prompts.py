@@ -38,7 +38,7 @@ def label_texts(
             would give it. In a list, a label such as `"anger + disgust"` is a compound and stands for the mean of its
             parts.
         class_descriptions: descriptions for labels of a list, used where no `hypothesis_template` is given.
-        hypothesis_template: a text with `{}` in the place of the label.
+        hypothesis_template: a text with `{}` in the place of the label, in which a blank stands for each underscore.
 
     Raises:
         ValueError: no labels, an empty or duplicate label or description, a template without `{}`.
@@ -58,7 +58,8 @@ def label_texts(
     _check_text("hypothesis_template", template)
 
     def texts_of(part: str) -> tuple[str, ...]:
-        return tuple(known.get(part, (template.replace("{}", part),)))
+        # CLIP has read words, and underscores stand for blanks in the names of classes, as in `about_to_cry`.
+        return tuple(known.get(part, (template.replace("{}", part.replace("_", " ")),)))
 
     return {
         label: tuple(map(texts_of, _parts(label))) if texts is None else (_own_texts(label, texts),)

@@ -20,7 +20,7 @@ import modeling_emoclip
 from modeling_emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
 from training.collate import Clips, Collator, media_column
 from training.component_loss import WithComponentLoss
-from training.data.views import SeededSampler, class_text, clip_texts, cut_validation, leave_class_out
+from training.data.views import SeededSampler, class_text, clip_texts, cut_validation, leave_class_out, with_captions
 from training.feature_cache import Views, encode_frames, tower_fingerprint
 from training.optimizer import set_trainable
 from training.recipe import DataRecipe, DataSource, Recipe
@@ -143,6 +143,8 @@ class _ClipMaker:
         """Clips with what they are trained against; `augmented` ones differ from epoch to epoch."""
         data = self.recipe.data
         views = Views(data.augmented_views, data.augmentation) if augmented and data.augmented_views else None
+        if self.predicts == "texts" and data.text == "caption":
+            rows = with_captions(rows, title)
         rows, frame_embeds = self._encode(rows, title, views)
         texts = None
         if self.predicts == "texts":
@@ -309,7 +311,8 @@ def _class_fields(recipe: Recipe, train_rows, descriptions) -> dict:
         return {"target_names": list(recipe.data.targets)}
     names = train_rows.features["label"].names
     if recipe.model.architecture == "EmoCLIPForPromptClassification":
-        return {"class_descriptions": {name: class_text(name, recipe.data.text, descriptions) for name in names}}
+        texts = {name: class_text(name, recipe.data.text, descriptions, names) for name in names}
+        return {"class_descriptions": texts}
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> dict:
     try:
         folder = checkpoint_folder(options)
         data, predictions, logits = predict(options)
-        report = {"labels": sorted(pipeline_labels(predictions.names)), "data": data}
+        report = {"labels": sorted(predictions.pipeline_labels), "data": data}
         report |= calibrate(logits, predictions.references, predictions.groups)
         written = write(folder, options.name or file_name(data, options.labels), report)
     except (OSError, ValueError) as error:
@@ -142,11 +142,6 @@ def own_validation_clips(options: argparse.Namespace, processor) -> tuple[str, C
         Clips(rows, processor.video_processor, on_error=options.on_error),
         EvaluationSet(name, None, options.labels),
     )
-
-
-def pipeline_labels(names: list[str]) -> list[str]:
-    """As one writes them for the pipeline: a compound of MAFW's is `fear + sadness`."""
-    return [name.replace("_", " + ") for name in names]
 
 
 def file_name(data: str, labels: list[str] | None) -> str:

@@ -6,6 +6,7 @@ N clips, C candidate texts or classes, n targets, D embedding width.
 
 import contextlib
 import csv
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from transformers.utils import logging
 from modeling_emoclip import EmoCLIPModel
 from modeling_emoclip.prompts import encode_labels, label_texts
 from training.collate import Clips, Collator
-from training.data.views import TEXT_KINDS, class_text
+from training.data.views import TEXT_KINDS, class_text, compound_parts
 from training.figures import draw_confusion, draw_history
 from training.recipe import EvaluationSet
 
@@ -48,6 +49,8 @@ class Predictions:
     clip_ids: list[str]
     groups: list[str] | None = None
     """Of each clip; `None` if nothing is known of any."""
+    pipeline_labels: list[str] | None = None
+    """Of zero-shot classes: the labels that the pipeline is asked for, a compound of MAFW's as `fear + sadness`."""
 
     @property
     def is_regression(self) -> bool:
@@ -104,14 +107,18 @@ def predict_texts(
         scores = torch.stack([(video_embeds * texts).sum(dim=-1) for texts in (own, contrast)], dim=1)
         return _predictions(rows, ["own", "contrast"], scores, np.zeros(len(rows), dtype=int))
     candidates = _candidates(evaluation_set, rows, any_words)
-    if evaluation_set.texts in TEXT_KINDS:
-        texts = label_texts({name: class_text(name, evaluation_set.texts, class_descriptions) for name in candidates})
+    labels = {*candidates, *rows.features["label"].names}
+    # A compound stands for the mean of its parts, as in the paper.
+    pipeline_labels = [" + ".join(compound_parts(name, labels, class_descriptions)) for name in candidates]
+    if (kind := evaluation_set.texts) in TEXT_KINDS:
+        texts = label_texts({name: class_text(name, kind, class_descriptions, labels) for name in candidates})
     else:
-        if evaluation_set.texts == "first_description":
+        if kind == "first_description":
             class_descriptions = {name: some[:1] for name, some in (class_descriptions or {}).items()}
-        # A compound of MAFW, `fear_sadness`, stands for the mean of its parts, as in the paper.
-        texts = label_texts([name.replace("_", " + ") for name in candidates], class_descriptions)
-    return _of_candidates(evaluation_set, rows, candidates, video_embeds @ encode_labels(texts, embeds_of).t())
+        texts = label_texts(pipeline_labels, class_descriptions)
+    scores = video_embeds @ encode_labels(texts, embeds_of).t()
+    predictions = _of_candidates(evaluation_set, rows, candidates, scores)
+    return dataclasses.replace(predictions, pipeline_labels=pipeline_labels)
 
 
 def predict_labels(

@@ -64,7 +64,8 @@ class EvaluationSet:
         "descriptions"
     )
     """What stands for a label in zero-shot classification: the mean of all its descriptions, or the first of them; a
-    compound `a_b` is the mean of its parts. The others are one text as in `data.text`, which names all the parts."""
+    compound `a_b` of labels a and b is the mean of its parts. The others are one text as in `data.text`, which names
+    all the parts."""
     contrast_captions: bool = False
     """Instead of labels, each clip's own caption competes with its `contrast_caption`."""
 

@@ -20,6 +20,11 @@ def test_a_name_gets_its_descriptions_else_the_template():
     assert label_texts(["anger"], descriptions, "a photo of {}") == {"anger": (("a photo of anger",),)}
 
 
+def test_underscores_are_blanks_in_a_template():
+    assert label_texts(["about_to_cry"]) == {"about_to_cry": (("an expression of about to cry.",),)}
+    assert label_texts(["about_to_cry"], {"about_to_cry": ["wet_eyes"]}) == {"about_to_cry": (("wet_eyes",),)}
+
+
 def test_a_dict_brings_one_description_or_several():
     assert label_texts({"a": "one", "b": ["two", "three"]}) == {"a": (("one",),), "b": (("two", "three"),)}
 

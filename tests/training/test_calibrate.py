@@ -128,7 +128,7 @@ def knowing(monkeypatch):
     def predict_better(options):
         data, predictions, logits = predict(options)
         noise = np.random.default_rng(0).normal(size=logits.shape)
-        return data, predictions, logits + 3 * (noise + np.eye(2)[predictions.references])
+        return data, predictions, logits + 3 * (noise + np.eye(logits.shape[1])[predictions.references])
 
     monkeypatch.setattr(command, "predict", predict_better)
 
@@ -218,5 +218,18 @@ def test_a_write_that_fails_leaves_the_configuration_as_it_was(checkpoint, own, 
     assert not list(checkpoint.glob("*.unfinished"))
 
 
-def test_compounds_get_the_names_that_the_pipeline_reads():
-    assert command.pipeline_labels(["anger", "fear_sadness"]) == ["anger", "fear + sadness"]
+def test_labels_get_the_names_that_the_pipeline_reads(checkpoint, own_videos, knowing, tmp_path):
+    """`about_to_cry` is one label, since nothing is called `about`; a compound of two labels is their sum."""
+    names = ["about_to_cry", "bored", "tense", "bored_tense"]
+    lines = [f"{own_videos}/{number}.mp4,{names[number % 4]},{number % 6}" for number in range(24)]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metadata.csv").write_text("\n".join(["file_name,label,group", *lines]))
+    where = ["--data-dir", str(tmp_path / "mine"), "--split", "train", "--cache-dir", str(tmp_path / "cache")]
+    arguments = [str(checkpoint), "own", *where, "--options", "allow_outside=true"]
+    labels = ["about_to_cry", "bored", "bored + tense", "tense"]
+    assert command.main(arguments)["labels"] == labels
+    assert command.main([*arguments, "--labels", "about_to_cry", "bored_tense"])["labels"] == labels[::2]
+    assert [one["labels"] for one in EmoCLIPConfig.from_pretrained(checkpoint).label_temperatures] == [
+        labels,
+        labels[::2],
+    ]

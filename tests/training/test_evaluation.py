@@ -28,6 +28,8 @@ RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "own_videos.yaml"
 SMALL = {"temporal_num_layers": 1, "temporal_num_heads": 2, "temporal_head_dim": 8, "temporal_intermediate_size": 16}
 LABELS = ("happiness", "sadness", "fear")
 
+FEW = ("--options", "verify=false")  # the trees are not as large as the real sets
+
 
 @pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory):
@@ -182,7 +184,7 @@ def test_all_folds_their_mean_and_every_clip_encoded_once(run_dir, evaluate, tmp
     encode, encoded = feature_cache._encode, []
     monkeypatch.setattr(feature_cache, "_encode", lambda model, clips: encoded.extend(clips) or encode(model, clips))
     tree = make_dfew(tmp_path / "dfew", folds=(1, 2, 3, 4, 5))
-    report = evaluate(run_dir, "--fold", "all", data_set="dfew", data_dir=tree)
+    report = evaluate(run_dir, "--fold", "all", *FEW, data_set="dfew", data_dir=tree)
     assert list(report["sets"]) == [f"fold{number}_test" for number in range(1, 6)]
     assert [metrics["num_clips"] for metrics in report["sets"].values()] == [3, 4, 4, 4, 4]
     assert len(encoded) == 7
@@ -191,7 +193,8 @@ def test_all_folds_their_mean_and_every_clip_encoded_once(run_dir, evaluate, tmp
     assert (
         f"mean of 5: UAR {100 * report['mean']['uar']:.2f}, WAR {100 * np.mean(wars):.2f}" in capsys.readouterr().out
     )
-    assert evaluate(run_dir, "--config", "fold2", data_set="dfew.DFEW", data_dir=tree)["sets"].keys() == {"fold2_test"}
+    report = evaluate(run_dir, "--config", "fold2", *FEW, data_set="dfew.DFEW", data_dir=tree)
+    assert report["sets"].keys() == {"fold2_test"}
 
 
 def test_a_clip_that_cannot_be_read_is_an_error_or_left_out(run_dir, evaluate, tmp_path, capsys):
@@ -200,10 +203,12 @@ def test_a_clip_that_cannot_be_read_is_an_error_or_left_out(run_dir, evaluate, t
         image.write_bytes(b"no image")
     with pytest.raises(SystemExit):
         evaluate(run_dir, data_set="dfew", data_dir=tree)
+    assert "fold1 has other numbers of clips" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(run_dir, *FEW, data_set="dfew", data_dir=tree)
     assert "00011" in capsys.readouterr().err
-    assert (
-        evaluate(run_dir, "--on-error", "skip", data_set="dfew", data_dir=tree)["sets"]["fold1_test"]["num_clips"] == 2
-    )
+    report = evaluate(run_dir, *FEW, "--on-error", "skip", data_set="dfew", data_dir=tree)
+    assert report["sets"]["fold1_test"]["num_clips"] == 2
 
 
 @pytest.mark.parametrize(

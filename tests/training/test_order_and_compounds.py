@@ -49,6 +49,31 @@ def test_a_compound_shows_what_is_typical_of_both_parts():
             assert present & set(dict(EMOTIONS[part])), (spec.label, present)
 
 
+@pytest.mark.parametrize(
+    ("kind", "descriptions", "expected"),
+    [
+        ("descriptions", {"about_to_cry": ["wet eyes"]}, {"wet eyes", "an expression of bored."}),
+        ("descriptions", None, {"an expression of about to cry.", "an expression of bored."}),
+        (
+            "first_description",
+            {"about_to_cry": ["wet eyes", "a trembling lip"]},
+            {"wet eyes", "an expression of bored."},
+        ),
+        ("photo", {"about_to_cry": ["wet eyes"]}, {"a photo of about to cry.", "a photo of bored."}),
+    ],
+)
+def test_a_label_with_underscores_is_no_compound(kind, descriptions, expected):
+    features = datasets.Features({"label": datasets.ClassLabel(names=["about_to_cry", "bored"])})
+    rows, read = datasets.Dataset.from_dict({"label": [0, 1]}, features=features), set()
+
+    def embeds_of(texts):
+        read.update(texts)
+        return torch.eye(len(texts), 8)
+
+    predictions = predict_texts(EvaluationSet(texts=kind), rows, torch.eye(2, 8), descriptions, embeds_of)
+    assert read == expected and predictions.names == predictions.pipeline_labels == ["about_to_cry", "bored"]
+
+
 @pytest.fixture
 def compounds():
     features = datasets.Features({"label": datasets.ClassLabel(names=["anger", "disgust", "anger_disgust"])})
@@ -75,3 +100,4 @@ def test_what_stands_for_a_label(compounds, kind, expected):
     predictions = predict_texts(EvaluationSet(texts=kind), compounds, torch.eye(3, 8), TEXTS, embeds_of)
     assert read == expected
     assert predictions.scores.shape == (3, 3)
+    assert predictions.pipeline_labels == ["anger", "disgust", "anger + disgust"]

@@ -21,7 +21,7 @@ ROWS = [
         "tension": -1,
         "group": "b",
     },
-    {"file_name": "test/grin.mp4", "label": "joy", "caption": "a grin", "tension": 1.5e1, "group": "a"},
+    {"file_name": "test/grin.mp4", "label": "joy", "caption": "a grin", "tension": 1.5e1, "group": "c"},
 ]
 
 
@@ -129,7 +129,12 @@ def test_splits_by_folder(build, tmp_path):
     for split in ("train", "val", "test"):
         trees.make_own(tmp_path / "many", [{"file_name": "a"}], name=f"{split}/metadata.csv")
     rows = build(tmp_path / "many")
-    assert {split: len(part) for split, part in rows.items()} == {"train": 1, "validation": 1, "test": 1}
+    # Each table has an "a", and these are three clips.
+    assert {split: list(part["clip_id"]) for split, part in rows.items()} == {
+        "train": ["train/a"],
+        "validation": ["val/a"],
+        "test": ["test/a"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -144,6 +149,33 @@ def test_splits_by_folder(build, tmp_path):
 def test_tables_from_many_programs(build, tmp_path, text, encoding):
     rows = build(write_table(tmp_path, text, encoding=encoding))["train"]
     assert rows["clip_id"] == ["a", "b"] and rows["label"] == [1, 0]
+
+
+def test_the_unicode_text_of_excel(build, tmp_path):
+    rows = build(write_table(tmp_path, "file_name\tlabel\r\na\tse\u00f1ora\r\nb\t\u5979, 1\r\n", encoding="utf-16"))
+    assert rows["train"].features["label"].names == ["señora", "她, 1"]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_link_to_a_clip_is_that_clip(build, tmp_path, clip, link):
+    root = trees.make_own(tmp_path / "mine", [{"file_name": "train/a.mp4"}, {"file_name": "test/b.mp4"}], clip)
+    (root / "test/b.mp4").unlink()
+    link(root / "test/b.mp4", root / "train/a.mp4")
+    with pytest.raises(ValueError, match=r"line 3: file '.*test/b.mp4' is in .*, line 2 already, which is train"):
+        build(root)
+
+
+def test_one_clip_may_have_two_captions_and_a_group_many_clips(build, tmp_path):
+    table = (
+        "file_name,clip_id,caption,group,split\na,1,a smile,ann,train\na,2,bared teeth,ann,train\nb,3,,,test\nc,4,,,\n"
+    )
+    assert build(write_table(tmp_path, table))["train"]["caption"] == ["a smile", "bared teeth", ""]
+
+
+def test_a_shared_group_is_told_once(build, tmp_path):
+    clips = "".join(f"{name},{split},ann\n" for name, split in (("a", "train"), ("b", "test"), ("c", "test")))
+    with pytest.raises(ValueError, match="1 in all"):
+        build(write_table(tmp_path, "file_name,split,group\n" + clips))
 
 
 def test_leftovers_do_not_matter(build, tmp_path):
@@ -174,8 +206,24 @@ BROKEN = {
     "listed twice": ("file_name\na\nb\n./a\n", r"metadata.csv, line 4: clip 'a' is in .*metadata.csv, line 2 already"),
     "comma in a caption": ("file_name,caption\na,x,y\n", r"metadata.csv, line 2: more values than columns: \['y'\]"),
     "open quote": ('file_name,caption\na,"x\nb,y\n', r"metadata.csv, line 2: unexpected end of data"),
-    "wrong encoding": ("file_name,caption\na,\udce9 x\n", r"metadata.csv, line 2: the bytes .* neither UTF-8 nor GBK"),
+    "wrong encoding": ("file_name,caption\na,\udce9 x\n", r"metadata.csv, line 2: the bytes .* are not UTF-8"),
     "file and folder": ("file_name\na\nx.mp4\n", r"metadata.csv, line 3: .*x.mp4 is a file, but folders are expected"),
+    "Spanish from Excel": (
+        "file_name,label\na,se\udcf1ora\n",
+        r"metadata.csv, line 2: the bytes b'.xf1' are not UTF-8",
+    ),
+    "group of two splits": (
+        "file_name,split,group\na,train,ann\nb,test,ben\nc,test,ann\n",
+        r"metadata.csv, line 4: group 'ann' is in .*metadata.csv, line 2 already, which is train; .* tested on test",
+    ),
+    "clip of two splits": (
+        "file_name,split\na,train\nb,val\n./a,test\n",
+        r"metadata.csv, line 4: clip 'a' is in .*metadata.csv, line 2 already, which is train; .* tested on test",
+    ),
+    "clip of two splits, with two names": (
+        "file_name,split,clip_id\na,train,1\nb,train,2\nx/../b,test,3\n",
+        r"metadata.csv, line 4: file '.*/b' is in .*metadata.csv, line 3 already, which is train",
+    ),
     "no image": ("file_name\na\nempty\n", r"metadata.csv, line 3: .*empty holds no image"),
     "no rows": ("file_name,label\n", r"OwnVideos in .* has no clips of train$"),
 }

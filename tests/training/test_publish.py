@@ -19,6 +19,7 @@ from local_hub import HubError, LocalHub, Reply
 from modeling_emoclip.video_decoding import read_video
 from training.data import publish
 
+FEW = ("--options", "{verify: false}")  # the trees are not as large as the real sets
 SMALL = "{num_train: 3, num_validation: 2, num_test_per_class: 1, num_order_pairs: 1, num_frames: 2}"
 
 
@@ -56,13 +57,14 @@ def run(hub, home: Path, *command, env=(), cwd=None) -> subprocess.CompletedProc
 
 def publish_dfew(hub, folder: Path, *arguments, **options) -> subprocess.CompletedProcess:
     """To lab/dfew, from the folder DFEW in a folder."""
-    command = ("-m", "training.data.publish", "dfew", folder / "DFEW", "--repo", "lab/dfew", *arguments)
+    command = ("-m", "training.data.publish", "dfew", folder / "DFEW", "--repo", "lab/dfew", *FEW, *arguments)
     return run(hub, folder / "home", *command, **options)
 
 
 def write_folder(*arguments) -> str:
     """`--output` in this process; returns the card."""
-    publish.main([*map(str, arguments), "--repo", "lab/set"])
+    few = FEW if "--options" not in arguments else ()
+    publish.main([*map(str, arguments), "--repo", "lab/set", *few])
     return (Path(arguments[arguments.index("--output") + 1]) / "README.md").read_text(encoding="utf-8")
 
 
@@ -320,6 +322,7 @@ def test_without_a_token_nothing_is_begun(token, message, tmp_path):
         (["dfew"], "pass data_dir"),
         (["dfew", "DFEW", "--repo", "dfew"], "must be ORG/NAME"),
         (["dfew", "DFEW", "--output", "DFEW"], "DFEW exists"),
+        (["dfew", "DFEW", "--options", "{}"], "fold1 has other numbers of clips"),
         (["dfew", "DFEW", "--options", "[1]"], "must be like"),
         (["dfew", "DFEW", "--options", "{a: {"], "expected the node content"),
         (["synthetic_faces", "DFEW"], "has no data_dir"),
@@ -328,7 +331,8 @@ def test_without_a_token_nothing_is_begun(token, message, tmp_path):
 def test_refusals(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make("dfew", tmp_path / "DFEW")
-    error = refusal(capsys, *arguments[:1], "--repo", "lab/dfew", "--output", "out", *arguments[1:])
+    few = FEW if arguments[0] == "dfew" else ()
+    error = refusal(capsys, *arguments[:1], "--repo", "lab/dfew", "--output", "out", *few, *arguments[1:])
     assert message in error
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("publish.unfinished.*"))
 

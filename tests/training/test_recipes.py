@@ -55,10 +55,12 @@ def make_mafw(root):
             for kind in ("single", "compound"):
                 labels = EMOTIONS if kind == "single" else (*EMOTIONS[:4], *COMPOUNDS[:3])
                 named = [(name, labels[EMOTIONS.index(label)]) for name, label in clips]
-                lines = [f"{name}.mp4\t{label}\t\ta face, number {name}" for name, label in named]
-                trees.write_text(
-                    root / "Train & Test Set" / kind / "with_caption" / f"set_{fold}" / f"{split}.txt", lines
-                )
+                lines = [(f"{name}.mp4\t{label}", f"\t\ta face, number {name}") for name, label in named]
+                place = f"set_{fold}/{split}.txt"
+                folder = root / "Train & Test Set" / kind
+                trees.write_text(folder / "no_caption" / place, [line for line, _ in lines])
+                captioned = [line + caption for line, caption in lines if "\tneutral" not in line]
+                trees.write_text(folder / "with_caption" / place, captioned)
         for name, _ in clips:
             trees.write_frames(root / "data/faces" / name)
 
@@ -76,7 +78,7 @@ def make_own(root):
             "file_name": f"{split}/{name}",
             "caption": f"a face, number {name}",
             "severity": int(name) / 7,
-            "group": label,
+            "group": f"{label} of {split}",
         }
         for split, clips in CLIPS.items()
         for name, label in clips
@@ -133,6 +135,8 @@ def load_tiny(data_dirs, clip_dir, trained_emoclip, short_texts, tmp_path_factor
             model.video_processor["size"] = IMAGE_SIZE
         for source in (data, *(one.data for one in data.evaluation.values() if one.data is not None)):
             source.data_dir = str(data_dirs[source.builder]) if source.builder in data_dirs else None
+            if source.builder in data_dirs:
+                source.options = source.options | {"verify": False}
         if data.builder == "synthetic_faces.SyntheticFaces":
             number = int(data.config_name == "clips")  # stills have no test split
             data.options = {"num_train": 7, "num_validation": 3} | dict.fromkeys(

@@ -33,7 +33,7 @@ model:
   init: {clip_dir}
   config: {{temporal_num_layers: 1, temporal_num_heads: 2, temporal_head_dim: 8, temporal_intermediate_size: 16}}
   video_processor: {{num_frames: 3, frame_sampling: segment_middle}}
-data: {{data_dir: ./dfew, cache_dir: ./cache, validation_share: 0, augmented_views: 0}}
+data: {{data_dir: ./dfew, options: {{verify: false}}, cache_dir: ./cache, validation_share: 0, augmented_views: 0}}
 optim: {{epochs: 2, batch_size: 3, milestones: []}}
 run: {{output_dir: {root}/runs, mixed_precision: "no", num_workers: 0}}
 """)

@@ -6,6 +6,7 @@ from collections import Counter
 import datasets
 import numpy as np
 import pytest
+from transformers.utils import logging
 
 from training.data import views
 
@@ -34,6 +35,27 @@ def test_the_papers_kinds_of_text(label, kind, text):
     assert views.class_text(label, kind, DESCRIPTIONS) == text
 
 
+@pytest.mark.parametrize(
+    "label, labels, descriptions, kind, text",
+    [
+        ("about_to_cry", ["bored"], {}, "expression", "an expression of about to cry."),
+        ("about_to_cry", ["bored"], {"about_to_cry": ["wet eyes"]}, "description", "wet eyes"),
+        ("about_to_cry", ["about", "to"], {}, "class_name", "about to cry"),  # nothing is called cry
+        ("fear_sadness", ["fear", "sadness"], {}, "photo", "a photo of fear and sadness."),
+        ("fear_sadness", [], {"fear_sadness": ["tears"], **DESCRIPTIONS}, "description", "tears"),
+    ],
+)
+def test_only_labels_made_of_labels_are_compounds(label, labels, descriptions, kind, text):
+    assert views.class_text(label, kind, descriptions, labels) == text
+
+
+def test_clip_texts_know_the_classes_of_their_data_set():
+    assert views.clip_texts(make_rows([3]), "expression", {}) == ["an expression of fear and sadness."]
+    features = datasets.Features({"label": datasets.ClassLabel(names=["about_to_cry", "bored"])})
+    rows = datasets.Dataset.from_dict({"label": [0, 1]}, features=features)
+    assert views.clip_texts(rows, "expression", {})[0] == "an expression of about to cry."
+
+
 def test_a_class_without_description_is_named():
     with pytest.raises(ValueError, match=r"no text for \['joy'\].*anger, fear, sadness"):
         views.class_text("joy", "description", DESCRIPTIONS)
@@ -52,6 +74,20 @@ def test_missing_captions_are_an_error():
         views.clip_texts(make_rows([0]), "caption", {})
     with pytest.raises(ValueError, match="clip 'b' has an empty one"):
         views.clip_texts(make_rows([0, 1], caption=["he shouts", ""], clip_id=["a", "b"]), "caption", {})
+
+
+def test_clips_without_a_caption_are_left_out_and_counted(caplog):
+    rows = make_rows([0, 1, 2], caption=["he shouts", "", " "])
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        assert views.with_captions(rows, "train")["caption"] == ["he shouts"]
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    assert "train: 2 of 3 clips have no caption and are left out" in caplog.text
+    with pytest.raises(ValueError, match="not one of the 2 clips of train has one"):
+        views.with_captions(rows.select([1, 2]), "train")
+    with pytest.raises(ValueError, match=r"the clips have none; columns: label"):
+        views.with_captions(make_rows([0]), "train")
 
 
 def test_leaving_a_class_out():

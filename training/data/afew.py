@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from .clip_lists import Line, find, is_clip, list_media, our_spelling, path_parts
-from .expression_videos import ExpressionVideos, ExpressionVideosConfig
+from .expression_videos import ExpressionVideos
+from .listed_clips import ExpressionVideosConfig
 
 FOLDERS = {"train": "train*", "validation": "val*"}
 KINDS = {"faces": ("frames",), "videos": ("video",), None: ("frames", "video")}

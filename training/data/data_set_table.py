@@ -7,18 +7,18 @@ python -m training.data.data_set_table > docs/data_sets.md
 import inspect
 import tempfile
 import textwrap
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import datasets
 
 from training.data.afew import AFEW
-from training.data.clip_lists import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from training.data.clip_lists import IMAGE_SUFFIXES, LABEL_FILES, VIDEO_SUFFIXES
 from training.data.dfew import DFEW
-from training.data.expression_videos import Clip, ExpressionVideos, ExpressionVideosConfig
+from training.data.expression_videos import ExpressionVideos
 from training.data.face_vocabulary import EMOTION_NAMES
 from training.data.ferv39k import FERV39k
+from training.data.listed_clips import TOGETHER, Clip, ExpressionVideosConfig, count_clips
 from training.data.mafw import MAFW
 from training.data.own_videos import OwnVideos
 from training.data.synthetic_faces import SyntheticFaces
@@ -62,8 +62,14 @@ train, test = builder.as_dataset("train"), builder.as_dataset("test")
 
 A clip is a folder with one image for each frame ({", ".join(IMAGE_SUFFIXES)}), or a video file
 ({", ".join(VIDEO_SUFFIXES)}).
-Lists may be UTF-8 or GBK, with tabs, commas or blanks between columns; the field's common form, `path frames label`
-with labels from 0, is read for every set.
+Lists have tabs, commas or blanks between columns; the field's common form, `path frames label` with labels from 0, is
+read for every set. If the first line names the columns, as `path,id` or `video_name,labels`, they are found by their
+names. A file {", ".join(f"`{name}`" for name in LABEL_FILES)} beside a list, with a name and a
+number on each line, says what its numbers mean. Lists must be UTF-8, or UTF-16 with its mark; MAFW's may be GBK.
+
+A set whose official numbers are known, see the tables below, is built only if the lists have these numbers of clips;
+`verify=False` (in a recipe `data.options.verify=false`) builds what is there. A clip in two splits is an error in any
+case, and so is a group of your own clips.
 
 Settings of those builders, besides `config_name` and `data_dir`:
 
@@ -115,15 +121,16 @@ def sizes_table(builders) -> str:
     for builder in builders:
         for names in names_of(type(builder)):
             sizes = official_sizes(builder, names[0])
-            cells = [f"{sizes[split]:,}" if split in sizes else "-" for split in SPLITS]
+            cells = [f"{sizes[split]:,}" if split in sizes else "-" for split in (*SPLITS, TOGETHER)]
             rows.append([type(builder).__name__, ", ".join(f"`{name}`" for name in names), *cells])
-    return table(["set", "configuration", *SPLITS], rows)
+    return table(["set", "configuration", *SPLITS, TOGETHER], rows)
 
 
 def official_sizes(builder, config_name: str) -> dict[str, int]:
-    """Split -> clips."""
+    """Split or TOGETHER -> clips."""
     if isinstance(builder, ExpressionVideos):
-        return builder.SIZES.get(config_name, {})
+        sizes = builder.SIZES.get(config_name, {})
+        return {TOGETHER: sum(sizes.values())} | sizes if sizes else {}
     config = next(config for config in builder.BUILDER_CONFIGS if config.name == config_name)
     sizes = {"train": config.num_train, "validation": config.num_validation}
     return sizes | {"test": config.num_test_per_class * len(EMOTION_NAMES)} if config_name == "clips" else sizes
@@ -139,10 +146,13 @@ def section(builder) -> str:
     if isinstance(builder, OwnVideos):
         columns += "; and those of your table"
     parts += [f"Columns: {columns}.", ""]
+    of_configs: dict[str, list[str]] = {}
     for config_name, splits in getattr(builder, "CLASS_COUNTS", {}).items():
         for split, counts in splits.items():
-            each = ", ".join(f"{name} {count:,}" for name, count in zip(builder.LABELS, counts, strict=True))
-            parts += [f"Official numbers of `{config_name}`, {split}: {each}.", ""]
+            each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            of_configs.setdefault(f"{split}: {each}.", []).append(f"`{config_name}`")
+    for numbers, names in of_configs.items():
+        parts += [f"Official numbers of {', '.join(names)}, {numbers}", ""]
     if isinstance(builder, SyntheticFaces):
         parts += ["Sizes and other settings:\n", f"```\n{inspect.getdoc(builder.BUILDER_CONFIG_CLASS)}\n```", ""]
     if getattr(builder, "CITATION", ""):
@@ -179,14 +189,12 @@ def official_table(builder: ExpressionVideos, clips: dict[str, list[Clip]]) -> d
     for split, rows in clips.items():
         if not rows and split not in builder.required_splits():
             continue
-        counts, labels = Counter(clip.label for clip in rows), builder.label_names()
-        official = builder.CLASS_COUNTS.get(builder.config.name, {}).get(split, [None] * len(labels))
+        counts, official = count_clips(clips, split), builder.official_counts(split)
         numbers[split] = {
             "clips": len(rows),
-            "official": builder.SIZES.get(builder.config.name, {}).get(split),
+            "official": official.get("all"),
             "classes": {
-                label: {"clips": counts[label], "official": number}
-                for label, number in zip(labels, official, strict=True)
+                label: {"clips": counts[label], "official": official.get(label)} for label in builder.label_names()
             },
         }
     return numbers

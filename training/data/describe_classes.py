@@ -128,7 +128,7 @@ def describe(labels: list[str], ask: partial, num_texts: int, seed: int, cache_d
     descriptions = {}
     for label in (progress := tqdm(labels, "labels", unit="label")):
         progress.set_postfix_str(label)
-        prompt, texts = PROMPT.format(label=label), []
+        prompt, texts = PROMPT.format(label=label.replace("_", " ")), []
         for answer_seed in range(1000 * seed, 1000 * seed + num_texts):
             key = json.dumps([ask.args, prompt, answer_seed, MAX_ANSWER_TOKENS])
             file = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.txt"

@@ -4,11 +4,13 @@
     DFEW(config_name="fold1", data_dir="/data/DFEW")
 
 Lists: `EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv` (labels 1 to 7), or `*set_1*train*.txt` in the
-field's common form. Clips: `Clip/clip_224x224*/00001/*.jpg` or `.avi`, otherwise `Clip/original/1.mp4`.
+field's common form, or `train_set_1.csv`, as other repositories have it. Clips: `Clip/clip_224x224*/00001/*.jpg` or
+`.avi`, otherwise `Clip/original/1.mp4`.
 """
 
 from .clip_lists import path_parts
-from .expression_videos import ExpressionVideos, ExpressionVideosConfig
+from .expression_videos import ExpressionVideos
+from .listed_clips import ExpressionVideosConfig
 
 # Of all 5 folds (each clip is tested once); the test fold 1 also by class, as counted in its list.
 TEST_SIZES = (2341, 2341, 2340, 2339, 2336)
@@ -32,7 +34,7 @@ class DFEW(ExpressionVideos):
     SIZES = {
         f"fold{fold}": {"train": sum(TEST_SIZES) - size, "test": size} for fold, size in enumerate(TEST_SIZES, start=1)
     }
-    CLASS_COUNTS = {"fold1": {"test": (489, 379, 534, 435, 294, 29, 181)}}
+    CLASS_COUNTS = {"fold1": {"test": dict(zip(LABELS, (489, 379, 534, 435, 294, 29, 181), strict=True))}}
 
     def list_patterns(self, split):
         fold = self.config.fold

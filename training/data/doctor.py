@@ -24,7 +24,8 @@ from typing import NamedTuple
 from training.data import clip_check
 from training.data.clip_lists import VIDEO_SUFFIXES, our_spelling
 from training.data.data_set_table import BUILDERS, WIDTH, counts_table, names_of, numbered_labels, official_table
-from training.data.expression_videos import MAX_PROBLEMS_SHOWN, Clip, ExpressionVideos
+from training.data.expression_videos import ExpressionVideos
+from training.data.listed_clips import MAX_PROBLEMS_SHOWN, TOGETHER, Clip, count_clips, repeated
 from training.data.own_videos import OwnVideos
 
 
@@ -38,6 +39,7 @@ class Kind(NamedTuple):
 
 UNPACK = "unpack them again; to go on without them, build with on_error='skip'"
 DELETE = UNPACK.replace(", build", ", delete them and build")  # building opens no clip, and skips only what it sees
+REFUSED = "copy the authors' lists again; to build what they list all the same: --no-verify here, there verify=False"
 KINDS = {
     "no_folder": Kind("error", "no such folder", "give the folder that you unpacked the archives into"),
     "no_clips": Kind("error", "no clips found", "unpack the clips there; docs/data_sets.md has the names"),
@@ -47,7 +49,7 @@ KINDS = {
     "no_split": Kind("error", "splits without clips", "copy the authors' lists again"),
     "label_order": Kind("error", "labels in another order", "pass that order: --label-order, label_order=[...]"),
     "listed_twice": Kind("error", "clips twice in one list", "delete one of the lines"),
-    "overlap": Kind("error", "clips in two splits", "delete one of the lines: who trains on a clip cannot test on it"),
+    "overlap": Kind("error", "clips or groups in two splits", "delete lines: who trains on a clip cannot test on it"),
     "fold_overlap": Kind("error", "clips tested in two folds", "copy the lists again: each clip is tested once"),
     "missing": Kind("error", "missing clips", UNPACK),
     "mixed": Kind("error", "files among folders of frames, or the reverse", "make all clips alike, or try --media"),
@@ -58,6 +60,7 @@ KINDS = {
     "crashing": Kind("error", "clips that crash the decoder", DELETE),
     "twins_across": Kind("error", "clips of two splits with the same content", "delete all but one from the lists"),
     "twins": Kind("warning", "clips of one split with the same content", "delete all but one, unless it is meant so"),
+    "refused_counts": Kind("error", "numbers that are not the official ones", REFUSED),
     "counts": Kind("warning", "numbers that are not the official ones", "use the full lists to compare with papers"),
     "whole_frames": Kind("warning", "clips that look like whole frames", "crop the faces: both papers work on crops"),
     "unlisted": Kind("note", "clips in no list", "nothing, if the lists leave clips out, as DFEW's and MAFW's do"),
@@ -155,15 +158,11 @@ def read_lists(builder_class, name: str, findings: Findings, options: dict) -> l
 
 
 def check_repeated(listed: Listed, findings: Findings):
-    """Clips that stand twice in the lists, by their name or by their file."""
-    for name in ("clip_id", "media"):
-        seen: dict[str, tuple[str, Clip]] = {}
-        for split, clip in listed.all_clips():
-            first_split, first = seen.setdefault(getattr(clip, name), (split, clip))
-            if getattr(clip, name) and first is not clip:  # a clip that is not there has no media
-                kind = "listed_twice" if split == first_split else "overlap"
-                what = f"{clip.clip_id!r} of {split} is in {first_split} already: {first.source}"
-                findings.add(kind, what, clip.source, key=clip.source)
+    """Clips that stand twice in the lists, by their name or by their file, and groups of two splits."""
+    for one in repeated(listed.clips):
+        kind = "listed_twice" if one.split == one.first_split else "overlap"
+        what = f"{one.what} {one.name!r} of {one.split} is in {one.first_split} already: {one.first_source}"
+        findings.add(kind, what, one.source, key=f"{one.source} {one.what == 'group'}")
 
 
 def check_folds(listed: list[Listed], findings: Findings):
@@ -180,21 +179,24 @@ def check_folds(listed: list[Listed], findings: Findings):
 
 def check_counts(listed: Listed, findings: Findings):
     """Compares with the official numbers; the same numbers for other classes tell that labels are in another order."""
-    for split, table in official_table(listed.builder, listed.clips).items() if listed.is_complete else ():
-        place = f"{listed.name}, {split}"
-        if not table["clips"] and split in listed.builder.required_splits():
-            findings.add("no_split", place)
-        classes = {"all": table, **table["classes"]}
-        wrong = [label for label, row in classes.items() if row["official"] not in (None, row["clips"])]
-        official = {row["official"]: label for label, row in table["classes"].items()}
-        order = [our_spelling(label) for label in listed.builder.config.label_order or table["classes"]]
-        meant = [official.get(table["classes"][label]["clips"]) for label in order]
-        if wrong and set(meant) == set(order):
-            findings.add("label_order", f"{place}: the classes have each other's numbers; try {' '.join(meant)}")
-            continue
-        for label in ["all"] if "all" in wrong else wrong:
-            row = classes[label]
-            findings.add("counts", f"{place}, {label}: {row['clips']:,} clips, official {row['official']:,}")
+    if not listed.is_complete:
+        return
+    builder, explained = listed.builder, []
+    for split in (*listed.clips, TOGETHER):
+        if split in builder.required_splits() and not listed.clips[split]:
+            findings.add("no_split", f"{listed.name}, {split}")
+        counts, official = count_clips(listed.clips, split), builder.official_counts(split)
+        label_of = {number: label for label, number in official.items() if label != "all"}
+        order = [our_spelling(label) for label in builder.config.label_order or builder.label_names()]
+        meant = [label_of.get(counts[label]) for label in order]
+        if set(meant) == set(order) and meant != order:
+            what = f"{listed.name}, {split}: the classes have each other's numbers; try {' '.join(meant)}"
+            findings.add("label_order", what)
+            explained.append(split)
+    kind = "refused_counts" if builder.config.verify else "counts"
+    for split, what in builder.wrong_counts(listed.clips):
+        if split not in explained:
+            findings.add(kind, f"{listed.name}, {what}")
 
 
 def check_clips(listed: Listed, facts: dict[str, clip_check.ClipFacts | clip_check.Failure], findings: Findings):
@@ -266,6 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", nargs="+", default=["all"], metavar="NAME", help="such as fold1; default: all")
     parser.add_argument("--label-order", nargs="+", metavar="LABEL", help="what the numbers 0, 1, ... in lists mean")
     parser.add_argument("--media", choices=["faces", "videos"], help="which clips, where the folder holds both")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="other numbers of clips than the official are no error"
+    )
     parser.add_argument("--no-decode", action="store_true", help="look at lists, names and sizes only; open no clip")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes that open clips; default: all CPUs"
@@ -275,6 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     configs = [names[0] for names in names_of(BUILDERS[args.data_set])] if "all" in args.config else args.config
     options = {name: value for name in ("label_order", "media") if (value := getattr(args, name))}
+    options["verify"] = not args.no_verify
     try:
         with tempfile.TemporaryDirectory() as cache:
             for name in configs:

@@ -2,77 +2,38 @@
 """What the builders of licensed data sets share: lists are read, clips are looked for, and nothing is believed.
 
 The builders beside this file also work as loading scripts of `datasets` 3.x, which copies a script and the files that
-the script itself imports: so nothing else of this package is imported here. No video is opened either:
-`training.data.doctor` does that.
+the script itself imports: so of this package, only what every one of them imports is imported here. No video is opened
+either: `training.data.doctor` does that.
 """
 
 import hashlib
 import inspect
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import datasets
 
 from .clip_lists import (
     INTEGER,
     Line,
-    count_images,
+    check_media,
     find,
     is_clip,
-    leads_outside,
+    label_files,
     list_media,
     our_spelling,
     path_parts,
     read_list,
 )
+from .listed_clips import TOGETHER, Clip, ExpressionVideosConfig, count_clips, listing, repeated
 
-MAX_PROBLEMS_SHOWN = 10
-
-
-class Clip(NamedTuple):
-    """A line of a list and what it names."""
-
-    clip_id: str
-    label: str
-    media: str  # a video file, or a folder with one image for each frame; empty if there is none
-    source: str  # file and line, for messages
-    columns: dict = {}  # those that only this data set has
-    num_frames: int | None = None  # counted in a folder; of a video file what the list says, if it does
-
-
-@dataclass
-class ExpressionVideosConfig(datasets.BuilderConfig):
-    """What a data set is built from.
-
-    Args:
-        fold: of cross-validation; 0 where the set has no folds. Given by the configuration's name.
-        label_order: what the labels 0, 1, ... of a `path frames label` list mean, if not the official order.
-        media: "faces" or "videos" where a folder holds both the face crops and the whole videos; by default the
-            crops, on which both papers work.
-        on_error: "raise", or "skip" to leave clips out that are missing, empty or of another number of frames than
-            listed, with a warning. What is wrong with a list itself is an error in any case.
-        allow_outside: whether a clip may lie outside `data_dir`, by `..`, an absolute path or a link. A list is often
-            somebody else's, and what it names is read, copied and perhaps published.
-    """
-
-    fold: int = 0
-    label_order: list[str] | None = None
-    media: str | None = None
-    on_error: str = "raise"
-    allow_outside: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, allowed in (("on_error", ("raise", "skip")), ("media", (None, "faces", "videos"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {allowed}")
-        order = [our_spelling(name) for name in self.label_order or []]
-        if len(set(order)) < len(order):
-            raise ValueError(f"label_order names a class twice: {self.label_order}")
+COUNTS_ADVICE = """\
+Copy the authors' lists again; `python -m training.data.doctor` says more. Labels that are numbered in another order
+need label_order. To build what is listed all the same: verify=False (in a recipe data.options.verify=false, in an
+evaluation --options verify=false)"""
 
 
 class ExpressionVideos(datasets.GeneratorBasedBuilder):
@@ -99,9 +60,11 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
     FACE_FOLDERS: ClassVar[tuple[str, ...]] = ()
     VIDEO_FOLDERS: ClassVar[tuple[str, ...]] = ()
     MEDIA_DEPTH: ClassVar[int] = 1
-    # Configuration -> split -> official number of clips, and of those of each class in the order of the labels.
-    SIZES: ClassVar[dict] = {}
-    CLASS_COUNTS: ClassVar[dict] = {}
+    # Configuration -> split or TOGETHER -> official number of clips, or label -> official number of its clips.
+    SIZES: ClassVar[dict[str, dict[str, int]]] = {}
+    CLASS_COUNTS: ClassVar[dict[str, dict[str, dict[str, int]]]] = {}
+    COUNTS_ADVICE: ClassVar[str] = COUNTS_ADVICE
+    ENCODINGS: ClassVar[tuple[str, ...]] = ("utf-8",)  # of lists, in the order in which they are tried
 
     def __init__(self, *args, hash=None, **kwargs):
         super().__init__(*args, hash=hash, **kwargs)
@@ -118,7 +81,8 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
     def fold_patterns(self, split: str) -> list[str]:
         """Patterns of lists in the field's common form, such as `DFEW_set_1_train.txt`; 1 must not be found in 16."""
         names = [f"set{gap}{self.config.fold}[!0-9]" for gap in ("?", "")]
-        return [pattern for name in names for pattern in (f"*{name}*{split}*txt", f"*{split}*{name}*txt")]
+        orders = [order for name in names for order in (f"*{name}*{split}*", f"*{split}*{name}*")]
+        return [order + suffix for suffix in ("txt", "csv") for order in orders]
 
     def clip_key(self, path: str) -> str:
         """What a path in a list and the file that it means have in common, whatever folder both lie in."""
@@ -181,23 +145,41 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
 
     def read_clips(self) -> dict[str, list[Clip]]:
         """Split -> its clips, checked; with `on_error="skip"` without unusable ones, which a warning names."""
-        clips, sources, problems, unusable = {split: [] for split in self.SPLITS}, {}, [], []
+        listed: dict[str, list[Clip]] = {split: [] for split in self.SPLITS}
+        clips, problems, unusable = {split: [] for split in self.SPLITS}, [], []
         for split, clip in self.unchecked_clips(problems):
-            first = sources.setdefault((split, clip.clip_id), clip.source)
-            if first != clip.source:
-                problems.append(f"{clip.source}: clip {clip.clip_id!r} is in {first} already")
-                continue
+            listed[split].append(clip)
             try:
                 clips[split].append(self._check_media(clip))
             except ValueError as error:
                 unusable.append(str(error))
+        # One file with two captions may be two clips of one split, under two ids.
+        problems += [str(one) for one in repeated(listed) if one.what == "clip" or one.split != one.first_split]
+        title = f"{self.TITLE} in {self.root()}"
         if problems or (unusable and self.config.on_error == "raise"):
-            raise ValueError(listing(f"{self.TITLE} in {self.root()} cannot be built", problems + unusable))
+            raise ValueError(listing(f"{title} cannot be built", problems + unusable))
         if empty := [split for split in self.required_splits() if not clips[split]]:
-            raise ValueError(listing(f"{self.TITLE} in {self.root()} has no clips of {', '.join(empty)}", unusable))
+            raise ValueError(listing(f"{title} has no clips of {', '.join(empty)}", unusable))
+        if self.config.verify and (wrong := [what for _, what in self.wrong_counts(listed)]):
+            counts = listing(f"{title} cannot be built: {self.config.name} has other numbers of clips", wrong)
+            raise ValueError(f"{counts}\n{self.COUNTS_ADVICE}")
         if unusable:
             datasets.logging.get_logger(__name__).warning(listing(f"{self.TITLE}: clips left out", unusable))
         return clips
+
+    def official_counts(self, split: str) -> dict[str, int]:
+        """Label, or "all" for clips of any -> official number in a split or TOGETHER; only those that are known."""
+        size = self.SIZES.get(self.config.name, {}).get(split)
+        counts = {} if size is None else {"all": size}
+        return counts | self.CLASS_COUNTS.get(self.config.name, {}).get(split, {})
+
+    def wrong_counts(self, clips: dict[str, list[Clip]]) -> Iterator[tuple[str, str]]:
+        """Split or TOGETHER, and what differs there from an official number."""
+        for split in (*clips, TOGETHER):
+            counts = count_clips(clips, split)
+            for label, number in self.official_counts(split).items():
+                if counts[label] != number:
+                    yield split, f"{split}, {label}: {counts[label]:,} clips, official {number:,}"
 
     def required_splits(self) -> tuple[str, ...]:
         """Those without which there is no data set."""
@@ -224,49 +206,39 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
 
     def _check_media(self, clip: Clip) -> Clip:
         """The clip, with the number of its images if it is a folder; a `ValueError` says what is wrong with it."""
-        # `datasets` puts its own `exists` here, which takes "" for ".".
-        if not clip.media or not os.path.exists(clip.media):
-            missing = clip.media or f"{clip.clip_id!r} in {self.media_folder}"
-            raise ValueError(f"{clip.source}: there is no {missing}")
-        place = None if self.config.allow_outside else leads_outside(clip.media, self.real_root)
-        if place is not None:
-            raise ValueError(
-                f"{clip.source}: {clip.media} leads to {place}, outside {self.real_root}; allowed with "
-                "allow_outside=True (data.options.allow_outside=true in a recipe)"
-            )
-        is_folder = os.path.isdir(clip.media)
-        if is_folder != (self.media_column == "frames"):
-            what = "folder, but files" if is_folder else "file, but folders"
-            raise ValueError(f"{clip.source}: {clip.media} is a {what} are expected, as for other clips")
-        found = count_images(clip.media) if is_folder else None
-        if found == 0 or (not is_folder and os.path.getsize(clip.media) == 0):
-            raise ValueError(f"{clip.source}: {clip.media} {'holds no image' if is_folder else 'is empty'}")
-        if is_folder and clip.num_frames not in (None, found):
-            raise ValueError(f"{clip.source}: {clip.num_frames} frames, but {clip.media} holds {found}")
-        return clip._replace(num_frames=found if is_folder else clip.num_frames)
+        if not clip.media:
+            raise ValueError(f"{clip.source}: there is no {clip.clip_id!r} in {self.media_folder}")
+        real_root = None if self.config.allow_outside else self.real_root
+        try:
+            found = check_media(clip.media, self.media_column == "frames", clip.num_frames, real_root)
+        except ValueError as error:
+            raise ValueError(f"{clip.source}: {error}") from None
+        return clip._replace(num_frames=found)
 
     def read_lines(self, root: Path, split: str) -> Iterator[Line]:
-        """The lines of a split's list, taken apart; several lists that say different things are a `ValueError`."""
-        found = self.find_lists(root, split)
-        if not found:
+        """The lines of a split's list, taken apart."""
+        found = self.find_list(self.list_patterns(split), f"the {split} clips")
+        if found is None:
             raise FileNotFoundError(
                 f"{self.TITLE}: no list of the {split} clips of {self.config.name} found below {root}; "
                 f"looked for {', '.join(self.list_patterns(split))}"
             )
-        if len({path.read_bytes() for path in found}) > 1:
-            raise ValueError(f"{self.TITLE}: which lists the {split} clips? Keep one of {', '.join(map(str, found))}")
-        yield from read_list(found[0])
+        yield from read_list(found, self.ENCODINGS)
 
-    def find_lists(self, root: Path, split: str) -> list[Path]:
-        """The files that match the best pattern at all; more than one if several copies lie side by side."""
-        for matches in find(root, self.list_patterns(split)):
-            if files := [path for path in matches if path.is_file()]:
-                return files
-        return []
+    def find_list(self, patterns: list[str], what: str) -> Path | None:
+        """The list that matches the best pattern at all; several that say different things are a `ValueError`."""
+        for matches in find(self.root(), patterns):
+            files = [path for path in matches if path.is_file()]
+            if len({path.read_bytes() for path in files}) > 1:
+                raise ValueError(f"{self.TITLE}: which lists {what}? Keep one of {', '.join(map(str, files))}")
+            if files:
+                return files[0]
+        return None
 
     def annotation_files(self) -> list[Path]:
         """The files whose content the rows are made of."""
-        return [path for split in self.SPLITS for path in self.find_lists(self.root(), split)]
+        found = [self.find_list(self.list_patterns(split), f"the {split} clips") for split in self.SPLITS]
+        return [file for path in found if path is not None for file in (path, *label_files(path.parent))]
 
     def root(self) -> Path:
         """The user's folder."""
@@ -314,7 +286,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
     def _digest(self, given: str | None) -> str:
         """Changes with the code, the lists and the clips that there are."""
         digest = hashlib.sha256(f"{given}".encode())
-        for owner in (ExpressionVideos, Line, type(self)):
+        for owner in (ExpressionVideos, Clip, Line, type(self)):
             digest.update(Path(inspect.getfile(owner)).read_bytes())
         try:
             for path in self.annotation_files():
@@ -323,17 +295,20 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
                 digest.update(os.fsencode(path) + b"\n")
                 if self.config.on_error == "skip" and os.path.exists(path):  # an empty clip may have been mended
                     digest.update(f"{os.stat(path).st_mtime_ns}".encode())
-        except FileNotFoundError:
-            pass  # building says what is not there
+        except (FileNotFoundError, ValueError):
+            pass  # building says what is not there, or which lists contradict each other
         return digest.hexdigest()[:16]
 
     def read_label(self, line: Line) -> str:
         """The label of a line in our spelling; a `ValueError` for an unknown name or a number outside the classes."""
-        names = self.label_names()
-        if not INTEGER.fullmatch(line.label):
-            label = our_spelling(line.label)
+        names, name = self.label_names(), line.label
+        is_number = INTEGER.fullmatch(name) is not None
+        if is_number and line.label_file is not None and self.config.label_order is None:
+            name, is_number = line.label_file.name_of(line), False
+        if not is_number:
+            label = our_spelling(name)
             if label not in names:
-                raise ValueError(f"{line.source}: label {line.label!r} is unknown; allowed: {', '.join(names)}")
+                raise ValueError(f"{line.source}: label {name!r} is unknown; allowed: {', '.join(names)}")
             return label
         order = [our_spelling(name) for name in self.config.label_order or names]
         first = 0 if line.counts_from_zero else self.FIRST_LABEL
@@ -341,12 +316,3 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         if not first <= int(line.label) <= last:
             raise ValueError(f"{line.source}: label {line.label} is out of range; allowed: {first} to {last}")
         return order[int(line.label) - first]
-
-
-def listing(title: str, problems: list[str]) -> str:
-    """A message with the first problems and the number of all."""
-    if not problems:
-        return title
-    shown = problems[:MAX_PROBLEMS_SHOWN]
-    more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-    return "\n".join([f"{title}, {len(problems)} in all:", *shown, *more])

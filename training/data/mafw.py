@@ -6,15 +6,19 @@
 
 Lists: `Train & Test Set/{single,compound}/{with_caption,no_caption}/set_{1..5}/{train,test}.txt` (also
 `Train_Test_Set` and `*_new`), tab-separated, GBK or UTF-8; or `*set_1*train*.txt` in the field's common form, which
-needs `label_order`. Clips: `data/faces/00001/*.png`, otherwise `data/clips/00001.mp4`.
+needs `label_order`. The rows are those of `no_caption`, which lists every clip; `with_caption` lists no neutral clip,
+and only adds its captions in English and Chinese. A clip without a caption has an empty one, and training on captions
+leaves it out. Clips: `data/faces/00001/*.png`, otherwise `data/clips/00001.mp4`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 
-from .clip_lists import INTEGER, path_parts
-from .expression_videos import ExpressionVideos, ExpressionVideosConfig
+from .clip_lists import INTEGER, Line, path_parts, read_list
+from .expression_videos import ExpressionVideos
+from .listed_clips import TOGETHER, ExpressionVideosConfig
 
 EMOTIONS = (
     *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
@@ -36,6 +40,9 @@ DFER_CLIP_ORDER = (
     *("contempt", "anxiety", "helplessness", "disappointment"),
 )
 TEST_SIZES = (1839, 1837, 1833, 1832, 1831)  # single
+# In train and test of every fold together. Of the compounds, the 43 numbers are not known.
+SINGLE_COUNTS = dict(zip(EMOTIONS, (1390, 639, 625, 1242, 1138, 1470, 1072, 236, 916, 262, 182), strict=True))
+COMPOUND_SIZE, COMPOUND_COUNTS = 8996, {"neutral": 1138}
 
 
 @dataclass
@@ -71,14 +78,64 @@ class MAFW(ExpressionVideos):
         for prefix in ("", "single_")
         for fold, size in enumerate(TEST_SIZES, start=1)
     }
+    SIZES |= {f"compound_fold{fold}": {TOGETHER: COMPOUND_SIZE} for fold in range(1, 6)}
+    SIZES["compound_fold1"] |= {"train": 7178, "test": 1818}
+    CLASS_COUNTS = {name: {TOGETHER: COMPOUND_COUNTS if "compound" in name else SINGLE_COUNTS} for name in SIZES}
+    COUNTS_ADVICE = (
+        "MAFW's lists of with_caption lack all clips without a caption, the neutral ones among them: the lists of "
+        f"no_caption must lie beside them. {ExpressionVideos.COUNTS_ADVICE}"
+    )
+    ENCODINGS = ("utf-8", "gb18030")  # as its authors write them
 
     def list_patterns(self, split):
-        kind, fold = self.config.kind, self.config.fold
+        """Complete lists come first."""
+        complete, captioned, other = (
+            self.authors_patterns(split, word) for word in ("no?caption", "with?caption", "")
+        )
+        return [*complete, *captioned, *other, *self.fold_patterns(split)]
+
+    def authors_patterns(self, split: str, captions: str) -> list[str]:
+        """Patterns of the authors' lists in folders whose names begin with a word, best first."""
         return [
-            f"{folder}{kind}/{captions}/set_{fold}/{split}.txt"
+            f"{folder}{self.config.kind}/{captions}{end}/set_{self.config.fold}/{split}.txt"
             for folder in ("Train*Test*Set*/", "")
-            for captions in ("with_caption_new", "with_caption*", "*_new", "*")
-        ] + self.fold_patterns(split)
+            for end in ("_new", "*")
+            if captions or end == "*"
+        ]
+
+    def caption_list(self, split: str) -> Path | None:
+        """The list that has captions; it may lack clips."""
+        return self.find_list(self.authors_patterns(split, "with?caption"), f"the captions of the {split} clips")
+
+    def annotation_files(self):
+        captions = [self.caption_list(split) for split in self.SPLITS]
+        return super().annotation_files() + [path for path in captions if path is not None]
+
+    def unchecked_clips(self, problems):
+        captions = {split: self._read_captions(split) for split in self.SPLITS}
+        for split, clip in super().unchecked_clips(problems):
+            line = captions[split].pop(clip.clip_id, None)
+            if line is None:
+                yield split, clip
+                continue
+            try:
+                label = self.read_label(line)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if label != clip.label:
+                problems.append(f"{line.source}: {clip.clip_id!r} is {label}, but {clip.label} in {clip.source}")
+            yield split, clip._replace(columns=clip.columns | self.columns_of(line, clip.label))
+        if not problems:  # otherwise lines may be left that are missed because of these
+            problems += [
+                f"{line.source}: the complete list of the {split} clips has no {name!r}"
+                for split, lines in captions.items()
+                for name, line in lines.items()
+            ]
+
+    def _read_captions(self, split: str) -> dict[str, Line]:
+        path = self.caption_list(split)
+        return {self.clip_key(line.path): line for line in (read_list(path, self.ENCODINGS) if path else ())}
 
     def label_names(self):
         return list(EMOTIONS if self.config.kind == "single" else EMOTIONS + COMPOUNDS)
@@ -99,7 +156,7 @@ class MAFW(ExpressionVideos):
         return name.zfill(5) if name.isdecimal() else name
 
     def read_label(self, line):
-        if INTEGER.fullmatch(line.label) and self.config.label_order is None:
+        if INTEGER.fullmatch(line.label) and self.config.label_order is None and line.label_file is None:
             raise ValueError(
                 f"{line.source}: the label is the number {line.label}, and lists of MAFW number the classes in two "
                 f"orders; pass label_order, as {list(EMOTIONS)} (official, EmoCLIP) or {list(DFER_CLIP_ORDER)} "

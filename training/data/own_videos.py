@@ -9,7 +9,8 @@
 `file_name` is required: a video file, or a folder with one image for each frame. `label`, `caption`, `clip_id`,
 `group` (clips of one person or film, kept together when a validation part is cut off) and `split` are optional; a
 column of numbers is a target and must have one on every line. The split is the column `split`, otherwise the first
-folder of `file_name` or the metadata file's (train, validation or val, test), otherwise train.
+folder of `file_name` or the metadata file's (train, validation or val, test), otherwise train. No clip and no group
+may be in two splits. The table must be UTF-8, or UTF-16 as Excel's "Unicode text", with commas or tabs.
 """
 
 import csv
@@ -26,7 +27,8 @@ from typing import NamedTuple
 import datasets
 
 from .clip_lists import path_parts, read_text
-from .expression_videos import Clip, ExpressionVideos, ExpressionVideosConfig
+from .expression_videos import ExpressionVideos
+from .listed_clips import Clip, ExpressionVideosConfig
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 TEXT_COLUMNS = ("caption", "group")
@@ -37,6 +39,7 @@ class Row(NamedTuple):
     """A line of a metadata file."""
 
     values: dict[str, str]
+    clip_id: str
     media: str
     split: str
     source: str  # file and line, for messages
@@ -68,7 +71,7 @@ class OwnVideos(ExpressionVideos):
         if self.config.data_dir is None or not Path(self.config.data_dir).expanduser().is_dir():
             return []
         root = self.root()
-        return [row for path in self.annotation_files() for row in _read_metadata(path, root)]
+        return [row for path in self.annotation_files() for row in _read_metadata(path, root, self.ENCODINGS)]
 
     def root(self):
         if self.config.data_dir is None:
@@ -131,14 +134,13 @@ class OwnVideos(ExpressionVideos):
         if not self.annotation_files():
             raise FileNotFoundError(f"no metadata.csv or metadata.jsonl in {self.root()}, nor in a folder of it")
         has_labels = bool(self.label_names())
-        for values, media, split, source in self.table:
+        for values, clip_id, media, split, source in self.table:
             label = values.get("label")
             if has_labels and not label:
                 problems.append(f"{source}: there is no label, but other clips have one")
                 continue
             columns = {name: values.get(name, "") for name in TEXT_COLUMNS if name in self.info.features}
             columns |= {name: float(values[name]) for name in self.target_names}
-            clip_id = values.get("clip_id") or "/".join(path_parts(values["file_name"]))
             yield split, Clip(clip_id, label, media, source, columns)
 
     def _generate_examples(self, clips):
@@ -146,8 +148,8 @@ class OwnVideos(ExpressionVideos):
             yield key, {name: row[name] for name in self.info.features}
 
 
-def _read_metadata(path: Path, root: Path) -> Iterator[Row]:
-    text = read_text(path)
+def _read_metadata(path: Path, root: Path, encodings: tuple[str, ...]) -> Iterator[Row]:
+    text = read_text(path, encodings)
     for number, values in _read_csv(text, path) if path.suffix.lower() == ".csv" else _read_jsonl(text, path):
         source = f"{path}, line {number}"
         values = {name.strip(): "" if value is None else str(value).strip() for name, value in values.items()}
@@ -158,11 +160,16 @@ def _read_metadata(path: Path, root: Path) -> Iterator[Row]:
         split = values.get("split") or (first if first.lower() in SPLITS else "train")
         if split.lower() not in SPLITS:
             raise ValueError(f"{source}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
-        yield Row(values, os.path.join(path.parent, file_name), SPLITS[split.lower()], source)
+        # Tables in several folders may each have a 1.mp4.
+        name = file_name if path.parent == root else os.path.join(path.parent.name, file_name)
+        clip_id = values.get("clip_id") or "/".join(path_parts(name))
+        yield Row(values, clip_id, os.path.join(path.parent, file_name), SPLITS[split.lower()], source)
 
 
 def _read_csv(text: str, path: Path) -> Iterator[tuple[int, dict]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # strict: an open quote would swallow lines
+    delimiter = "\t" if "\t" in text.lstrip().partition("\n")[0] else ","
+    # strict: an open quote would swallow lines
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if None in row:

@@ -1,36 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the papers do with one and the same rows: texts for clips, a class left out, a validation part, balance."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import datasets
 import numpy as np
 import torch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
 # DFER-CLIP's ablation compares these with descriptions of facial behaviour.
 TEMPLATES = {"class_name": "{}", "photo": "a photo of {}.", "expression": "an expression of {}."}
 TEXT_KINDS = ("caption", "description", *TEMPLATES)
 
 
-def class_text(label: str, kind: str, class_descriptions: Mapping[str, Sequence[str]]) -> str:
+def compound_parts(
+    label: str, labels: Collection[str], class_descriptions: Mapping[str, Sequence[str]] | None
+) -> list[str]:
+    """The parts of a compound, as MAFW writes `fear_sadness`; of another label the label itself.
+
+    A label is a compound only if it has no description of its own, and each part is a label too or has one: in
+    `about_to_cry` the underscores stand for blanks.
+    """
+    descriptions, parts = class_descriptions or {}, label.split("_")
+    is_compound = label not in descriptions and all(part in labels or part in descriptions for part in parts)
+    return parts if is_compound else [label]
+
+
+def class_text(
+    label: str, kind: str, class_descriptions: Mapping[str, Sequence[str]] | None, labels: Collection[str] = ()
+) -> str:
     """The one text that stands for a class in training.
 
     Args:
-        label: of a compound `a_b` all parts count.
+        label: of a compound all parts count.
         kind: "description" is the first of the class's descriptions; or a name of `TEMPLATES`.
         class_descriptions: label -> texts.
+        labels: of the data set, see `compound_parts`.
 
     Raises:
         ValueError: a label without description, or an unknown kind.
     """
-    parts = label.split("_")
+    parts = compound_parts(label, labels, class_descriptions)
     if kind in TEMPLATES:
-        return TEMPLATES[kind].format(" and ".join(parts))
+        return TEMPLATES[kind].format(" and ".join(part.replace("_", " ") for part in parts))
     if kind != "description":
         raise ValueError(f"the kind of text is {kind!r}, but must be one of {', '.join(TEXT_KINDS)}")
-    if label in class_descriptions:
-        return class_descriptions[label][0]
+    class_descriptions = class_descriptions or {}
     if missing := [part for part in parts if part not in class_descriptions]:
         raise ValueError(f"class_descriptions has no text for {missing}; it has {', '.join(class_descriptions)}")
     return ", ".join(class_descriptions[part][0] for part in parts)
@@ -44,7 +61,7 @@ def clip_texts(rows: datasets.Dataset, kind: str, class_descriptions: Mapping[st
     """
     if kind != "caption":
         names = rows.features["label"].names
-        text_of = [class_text(name, kind, class_descriptions) for name in names]
+        text_of = [class_text(name, kind, class_descriptions, names) for name in names]
         return [text_of[label] for label in rows["label"]]
     if "caption" not in rows.column_names:
         raise ValueError(f"data.text is 'caption', but the clips have none; columns: {', '.join(rows.column_names)}")
@@ -54,6 +71,23 @@ def clip_texts(rows: datasets.Dataset, kind: str, class_descriptions: Mapping[st
             clip = rows[number].get("clip_id", number)
             raise ValueError(f"data.text is 'caption', but clip {clip!r} has an empty one")
     return captions
+
+
+def with_captions(rows: datasets.Dataset, title: str) -> datasets.Dataset:
+    """The rows that have a caption; a warning says how many have none, as MAFW's neutral clips.
+
+    Raises:
+        ValueError: no row has one.
+    """
+    if "caption" not in rows.column_names:
+        raise ValueError(f"data.text is 'caption', but the clips have none; columns: {', '.join(rows.column_names)}")
+    kept = [number for number, caption in enumerate(rows["caption"]) if caption and caption.strip()]
+    if len(kept) == len(rows):
+        return rows
+    if not kept:
+        raise ValueError(f"data.text is 'caption', but not one of the {len(rows):,} clips of {title} has one")
+    logger.warning(f"{title}: {len(rows) - len(kept):,} of {len(rows):,} clips have no caption and are left out")
+    return rows.select(kept)
 
 
 def leave_class_out(
