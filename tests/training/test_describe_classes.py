@@ -139,6 +139,13 @@ def start(tmp_path):
     return start
 
 
+def test_underscores_of_a_label_are_asked_for_as_blanks(server, run, tmp_path):
+    run("--labels", "about_to_cry", "--model", server.url, "--num-texts", "1", "--output", "my.yaml")
+    (message,) = server.requests[0]["messages"]
+    assert " ".join(message["content"].split()) == PAPER.format("about to cry")
+    assert list(yaml.safe_load((tmp_path / "my.yaml").read_text())) == ["about_to_cry"]
+
+
 def test_the_papers_question_is_asked_and_the_answers_can_be_loaded(server, run, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "key-1")
     labels = ["bored", "about to cry"]

@@ -20,6 +20,7 @@ from training.data.dfew import DFEW
 from training.data.doctor import KINDS, examine, main, render
 
 NUM_CLIPS = 14
+ORDER = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]
 
 
 def write_frames(folder: Path, seed: int):
@@ -176,6 +177,13 @@ def test_no_folder_and_wrong_settings(dfew, tmp_path, capsys):
         assert "Traceback" not in capsys.readouterr().err
 
 
+def test_numbers_are_those_of_the_file_that_names_them(dfew):
+    write_list(
+        list_path(dfew, "train").with_name("label_index.txt"), [f"{n} {name}" for n, name in enumerate(ORDER, 1)]
+    )
+    assert examine_fold1(dfew, decode=False)["labels"]["fold1"][:2] == ["1 anger", "2 disgust"]
+
+
 def test_files_among_folders(dfew):
     make_it_a_file(dfew)
     assert by_kind(examine_fold1(dfew, decode=False))["mixed"]["number"] == 1
@@ -219,12 +227,11 @@ def test_official_numbers_and_the_order_of_labels(dfew):
     assert missing["number"] == len(missing["items"]) == 9356 + 2341 - NUM_CLIPS
     assert "... and 11,673 more" in render(report)
 
-    mafw_like = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]
-    numbers = {DFEW.LABELS.index(name) + 1: mafw_like.index(name) + 1 for name in DFEW.LABELS}
+    numbers = {DFEW.LABELS.index(name) + 1: ORDER.index(name) + 1 for name in DFEW.LABELS}
     write_list(list_path(dfew, "test"), [f"{clip},{numbers[label]}" for clip, label in enumerate(labels, start=1)])
     finding = by_kind(examine_fold1(dfew, decode=False))["label_order"]
-    assert finding["items"][0]["what"].endswith("try " + " ".join(mafw_like))
-    report = examine_fold1(dfew, decode=False, label_order=mafw_like)
+    assert finding["items"][0]["what"].endswith("try " + " ".join(ORDER))
+    report = examine_fold1(dfew, decode=False, label_order=ORDER)
     assert "label_order" not in by_kind(report) and report["labels"]["fold1"][0] == "1 anger"
 
 

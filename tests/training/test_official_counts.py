@@ -110,6 +110,10 @@ def test_captions_are_joined_by_clip_id(tmp_path, lists, suffix):
         ("99999.mp4\tfear\t\tx", r"train.txt, line 3: the complete list of the train clips has no '99999'"),
         ("00003.mp4\tdisappointment\t\tx", r"train.txt, line 3: the complete list of the train clips has no '00003'"),
         ("00002.mp4\tfaer\t\tx", r"train.txt, line 3: label 'faer' is unknown"),
+        (
+            "00010.mp4\tcontempt\t\tx\n00010.mp4\tcontempt\t\ty",
+            r"train.txt, line 4: clip '00010.mp4' is in .*, line 3 al",
+        ),
     ],
 )
 def test_captions_that_contradict_the_complete_list_are_an_error(tmp_path, line, message):

@@ -64,12 +64,13 @@ A clip is a folder with one image for each frame ({", ".join(IMAGE_SUFFIXES)}), 
 ({", ".join(VIDEO_SUFFIXES)}).
 Lists have tabs, commas or blanks between columns; the field's common form, `path frames label` with labels from 0, is
 read for every set. If the first line names the columns, as `path,id` or `video_name,labels`, they are found by their
-names. A file {", ".join(f"`{name}`" for name in LABEL_FILES)} beside a list, with a name and a
-number on each line, says what its numbers mean. Lists must be UTF-8, or UTF-16 with its mark; MAFW's may be GBK.
+names. A file beside a list, with a name and a number on each line, says what its numbers mean: it is called
+{", ".join(f"`{name}`" for name in LABEL_FILES[:-1])} or `{LABEL_FILES[-1]}`.
+Lists must be UTF-8, or UTF-16 with a byte order mark; MAFW's may be GBK.
 
-A set whose official numbers are known, see the tables below, is built only if the lists have these numbers of clips;
-`verify=False` (in a recipe `data.options.verify=false`) builds what is there. A clip in two splits is an error in any
-case, and so is a group of your own clips.
+A set whose official numbers are known (see the tables below) is built only if its lists have these numbers of clips;
+`verify=False` (in a recipe `data.options.verify=false`) builds what is listed. A clip that is in two splits is an
+error in any case, and so is a group of your own clips.
 
 Settings of those builders, besides `config_name` and `data_dir`:
 

@@ -10,6 +10,7 @@ taken for face crops if most have one size, squarish and at most 512 pixels: a r
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from textwrap import fill
 from typing import NamedTuple
 
 from training.data import clip_check
-from training.data.clip_lists import VIDEO_SUFFIXES, our_spelling
+from training.data.clip_lists import VIDEO_SUFFIXES, our_spelling, read_label_files
 from training.data.data_set_table import BUILDERS, WIDTH, counts_table, names_of, numbered_labels, official_table
 from training.data.expression_videos import ExpressionVideos
 from training.data.listed_clips import MAX_PROBLEMS_SHOWN, TOGETHER, Clip, count_clips, repeated
@@ -128,7 +129,7 @@ def examine(data_set: str, data_dir: str, configs: list[str], decode=True, num_w
         "data_set": BUILDERS[data_set].TITLE,
         "data_dir": str(root),
         "ok": not any(found["severity"] == "error" for found in findings.as_list()),
-        "labels": {one.name: numbered_labels(one.builder) for one in listed},
+        "labels": {one.name: labels_of_lists(one.builder) for one in listed},
         "counts": {one.name: official_table(one.builder, one.clips) for one in listed},
         "clips": {"listed": len(clips), "there": len(paths), **frames},
         "findings": findings.as_list(),
@@ -155,6 +156,15 @@ def read_lists(builder_class, name: str, findings: Findings, options: dict) -> l
         findings.add("bad_line", problem)
     listed.is_complete &= not problems
     return [listed] if listed.is_complete or listed.all_clips() else []
+
+
+def labels_of_lists(builder: ExpressionVideos) -> list[str]:
+    """`1 happiness` and so on, by the file that names the numbers of the lists if there is one beside them."""
+    with contextlib.suppress(OSError, ValueError):  # what is wrong with a list is said already
+        for path in builder.annotation_files() if builder.config.label_order is None else ():
+            if label_file := read_label_files(path.parent, builder.ENCODINGS):
+                return [f"{number} {name}" for number, name in sorted(label_file.names.items())]
+    return numbered_labels(builder)
 
 
 def check_repeated(listed: Listed, findings: Findings):

@@ -112,7 +112,7 @@ class MAFW(ExpressionVideos):
         return super().annotation_files() + [path for path in captions if path is not None]
 
     def unchecked_clips(self, problems):
-        captions = {split: self._read_captions(split) for split in self.SPLITS}
+        captions = {split: self._read_captions(split, problems) for split in self.SPLITS}
         for split, clip in super().unchecked_clips(problems):
             line = captions[split].pop(clip.clip_id, None)
             if line is None:
@@ -133,9 +133,13 @@ class MAFW(ExpressionVideos):
                 for name, line in lines.items()
             ]
 
-    def _read_captions(self, split: str) -> dict[str, Line]:
-        path = self.caption_list(split)
-        return {self.clip_key(line.path): line for line in (read_list(path, self.ENCODINGS) if path else ())}
+    def _read_captions(self, split: str, problems: list[str]) -> dict[str, Line]:
+        path, lines = self.caption_list(split), {}
+        for line in read_list(path, self.ENCODINGS) if path else ():
+            first = lines.setdefault(self.clip_key(line.path), line)
+            if first is not line:
+                problems.append(f"{line.source}: clip {line.path!r} is in {first.source} already")
+        return lines
 
     def label_names(self):
         return list(EMOTIONS if self.config.kind == "single" else EMOTIONS + COMPOUNDS)
