@@ -10,8 +10,10 @@ repository: a Space has a copy of it (training/space.py).
 
 import argparse
 import html
+import json
 import logging
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -35,11 +37,14 @@ EXPORTED = Path("outputs/synthetic_emoclip/hub")  # by `make demo`
 # What a stranger may ask for. The processor refuses a video that is larger than 4K or longer than 10 minutes, with 60
 # frames a second, or of which nothing can be read for 20 s; and frames that are narrow strips.
 VIDEO_LIMITS = {"max_pixels": 4096 * 2304, "max_aspect": 8.0}
-VIDEO_LIMITS |= {"max_seconds": 600.0, "max_frames": 36_000, "time_limit": 20.0}
+VIDEO_LIMITS |= {"max_seconds": 600.0, "max_frames": 36_000, "max_bytes": 2**28, "time_limit": 20.0}
+VIDEO_LIMITS |= {"whole_time_limit": 300.0}  # of one visitor's video, whatever takes the time
 MOST_LABELS, LONGEST_TEXT = 24, 200
 MOST_MEGABYTES = 200  # of an upload
 MOST_GIGABYTES, MOST_FILES = 4, 1000  # of all visitors together
-MOST_WAITING = 8  # visitors; the model works for one at a time
+MOST_WAITING = 8  # visitors
+MOST_AT_ONCE = 3  # visitors whose videos are read; one whose file reads slowly does not keep the others waiting
+MOST_QUESTION_BYTES = 10**6  # of what a visitor asks, but for the video
 KEPT_MINUTES = 60  # then a visitor's files are deleted; when the app ends, all of them
 
 DRAWN_FACES = "This checkpoint has seen drawn faces only."  # in the card of such a model
@@ -144,10 +149,11 @@ class App:
             raise refusal(f'No face was found. If the video shows one from near, choose "{WHOLE_FRAME}".')
         if timeline.error:
             gr.Warning(html.escape(without_folder(timeline.error, video)), title="Only a part could be read")
-        result = write_result(video, how, timeline)
-        csv, json, srt, picture = map(result.path, ("csv", "json", "srt", "png"))
+        with refusals(video):
+            result = write_result(video, how, timeline)
+        *files, picture = map(result.path, ("csv", "json", "srt", "png"))
         drawn = gr.DownloadButton(visible=False)  # that of other labels
-        return [result, gr.Column(visible=True), picture, self.stretches(timeline), None, csv, json, srt, drawn]
+        return [result, gr.Column(visible=True), picture, self.stretches(timeline), None, *files, drawn]
 
     def stretches(self, timeline) -> list[list]:
         found = [one for person in timeline.people for one in timeline.stretches(person)]
@@ -193,7 +199,7 @@ def row(timeline, start: float, end: float, person: int, *rest) -> list:
 def build(pipe, example: Path | None = None) -> gr.Blocks:
     """The page. `example` is a video that a visitor without one can take."""
     app, names = App(pipe), list(pipe.model.config.class_descriptions or WORDS)[:MOST_LABELS]
-    heavy = {"concurrency_limit": 1, "concurrency_id": "video"}
+    heavy = {"concurrency_limit": MOST_AT_ONCE, "concurrency_id": "video"}
     with gr.Blocks(title="EmoCLIP", delete_cache=(60, 60 * KEPT_MINUTES)) as page:
         result = gr.State(time_to_live=60 * KEPT_MINUTES)
         gr.Markdown(f"{ABOUT}\n\n{about_model(pipe.model.name_or_path)}")
@@ -271,13 +277,19 @@ class RoomForUploads:
     """Refuses an upload that is too large, or for which there is no room; Gradio limits each file of one only."""
 
     def __init__(self, app, folder: Path):
-        self.app, self.folder = app, folder
+        self.app, self.folder, self.coming = app, folder, []  # bytes of the uploads that are under way
 
     async def __call__(self, scope, receive, send):
-        answer = self.app
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
-            answer = self.refusal(dict(scope["headers"]).get(b"content-length")) or answer
-        await answer(scope, receive, send)
+        if not is_upload(scope):
+            return await self.app(scope, receive, send)
+        length = dict(scope["headers"]).get(b"content-length")
+        if refused := self.refusal(length):
+            return await refused(scope, receive, send)
+        self.coming.append(int(length))
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.coming.remove(int(length))
 
     def refusal(self, length: bytes | None) -> PlainTextResponse | None:
         sizes, now = [], time.time()
@@ -287,27 +299,88 @@ class RoomForUploads:
                     path.unlink()  # of an upload that broke off: Gradio forgets those
                 elif path.is_file():
                     sizes.append(path.stat().st_size)
-        if length is None:
+        if length is None or not length.isdigit():
             return PlainTextResponse("How long is the upload?", 411)
         if int(length) > (MOST_MEGABYTES + 1) * 10**6:  # 1 for what stands around the file
             return PlainTextResponse(f"An upload may have {MOST_MEGABYTES} MB.", 413)
-        if sum(sizes) + int(length) > MOST_GIGABYTES * 10**9 or len(sizes) >= MOST_FILES:
+        taken = sum(sizes) + sum(self.coming) + int(length)
+        if taken > MOST_GIGABYTES * 10**9 or len(sizes) + len(self.coming) >= MOST_FILES:
             return PlainTextResponse("Too many videos are here just now: please come back later.", 507)
         return None
 
 
-def load(model: str):
-    """The pipeline of a folder or Hub id. Raises OSError, ValueError or RuntimeError, if there is none."""
-    pipe = pipeline(model=model, trust_remote_code=True)
+def is_upload(scope) -> bool:
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload")
+
+
+class NoAddresses:
+    """Refuses addresses in the place of files, which Gradio would fetch, whole and for anybody; and long questions."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or is_upload(scope):
+            return await self.app(scope, receive, send)
+        if re.search(r"(?:file|proxy)=\s*[a-z][a-z0-9+.-]*:", scope["path"], re.IGNORECASE):
+            return await PlainTextResponse("Addresses are not fetched here.", 403)(scope, receive, send)
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return await self.app(scope, receive, send)
+        body, is_whole = b"", False
+        while not is_whole and len(body) <= MOST_QUESTION_BYTES:
+            message = await receive()
+            if message["type"] != "http.request":  # the visitor is gone
+                return
+            body, is_whole = body + message.get("body", b""), not message.get("more_body", False)
+        if len(body) > MOST_QUESTION_BYTES:
+            refused = PlainTextResponse(f"A question may have {MOST_QUESTION_BYTES:,} bytes.", 413)
+            return await refused(scope, receive, send)
+        if names_address(body):
+            refused = PlainTextResponse("Give the video itself: addresses are not fetched here.", 403)
+            return await refused(scope, receive, send)
+        parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def again():
+            return next(parts, None) or await receive()
+
+        await self.app(scope, again, send)
+
+
+def names_address(body: bytes) -> bool:
+    """Whether a question has an address where a file's path belongs."""
+    try:
+        parts = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return False  # Gradio takes JSON only
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            path = part.get("path")
+            if isinstance(path, str) and re.match(r"\s*[a-z][a-z0-9+.-]+:", path, re.IGNORECASE):
+                return True  # C:\\ is a letter only
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+    return False
+
+
+def load(model: str, revision: str | None = None):
+    """The pipeline of a folder or Hub id. Raises OSError, ValueError or RuntimeError, if there is none.
+
+    Its code runs here: with a `revision`, a commit, it is the code that was looked at, whoever may push another.
+    """
+    pipe = pipeline(model=model, revision=revision, trust_remote_code=True)
     if not hasattr(pipe, "parse_labels"):
         raise ValueError(f"{model} is no EmoCLIP model that takes any words, or one of an older version")
     return pipe
 
 
-def default_model() -> str:
+def default_model() -> tuple[str, str | None]:
+    """The model, and the commit of it, if `model.txt` names one."""
     beside = Path(__file__).with_name("model")
     named = beside.with_suffix(".txt")
-    return named.read_text().strip() if named.is_file() else str(beside if beside.is_dir() else EXPORTED)
+    if not named.is_file():
+        return str(beside if beside.is_dir() else EXPORTED), None
+    model, *revision = named.read_text(encoding="utf-8").split()
+    return model, revision[0] if revision else None
 
 
 def example_video(folder: Path) -> Path | None:
@@ -325,14 +398,17 @@ def example_video(folder: Path) -> Path | None:
 def main(arguments: list[str] | None = None, load: Callable = load):
     """Serves the page until it is stopped. `load` makes a pipeline of the model's name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    model = default_model()
+    model, revision = default_model()
     parser.add_argument("model", nargs="?", default=model, help="exported folder or Hub id; default: %(default)s")
+    parser.add_argument(
+        "--revision", help="of a Hub id: the commit whose code and weights run; default: the newest"
+    )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args(arguments)
     if options.model == str(EXPORTED) and not EXPORTED.is_dir():
         raise SystemExit(f"{EXPORTED} is not there: `make demo` makes it; or give an exported folder or a Hub id")
     try:
-        pipe = load(options.model)
+        pipe = load(options.model, options.revision or (revision if options.model == model else None))
     except (OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"{options.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     pipe.processor.video_processor.video_limits = VIDEO_LIMITS
@@ -355,7 +431,7 @@ def serve(page: gr.Blocks, port: int | None, visitors: Path):
         # Fonts of the visitor's machine, since Gradio's own come from Google.
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
-        app_kwargs={"middleware": [Middleware(RoomForUploads, folder=visitors)]},
+        app_kwargs={"middleware": [Middleware(NoAddresses), Middleware(RoomForUploads, folder=visitors)]},
         prevent_thread_lock=True,
     )
     try:

@@ -98,10 +98,13 @@ class FrameSequence:
 
     def __iter__(self) -> Iterator[TimedFrame]:
         """Frames as they follow each other on screen. Raises a VideoDecodeError if there is none."""
-        self.faults, held = [], None
+        self.faults, held, since = [], None, clock.monotonic()
         for number, frame in enumerate(self._timed()):
             if held is None:
                 self.start = frame.time
+            elif clock.monotonic() - since > self.limits.whole_time_limit:
+                self.faults.append(f"{self.limits.whole_time_limit:g} s were over, the rest is left out")
+                break
             elif number >= self.limits.max_frames or frame.time - self.start > self.limits.max_seconds:
                 self.faults.append("it is longer than max_frames or max_seconds, the rest is left out")
                 break

@@ -154,7 +154,7 @@ class GuardedFrames(FrameSequence):
         return answer["is_there"]
 
     def _frames(self, rate: float | None) -> Iterator[tuple[dict, np.ndarray]]:
-        self.faults, pixels, number = [], None, 0
+        self.faults, pixels, number, since = [], None, 0, time.monotonic()
         # A frame more than there can be; a grid has the more steps, the finer it is.
         most = self.limits.max_frames if rate is None else rate * (self.limits.max_seconds + LONGEST_FRAME)
         with _reader(self.limits) as reader:
@@ -167,6 +167,9 @@ class GuardedFrames(FrameSequence):
                         pixels = self._checked(message, data, pixels, rate)
                     if "frame" in message:
                         yield message["frame"], pixels
+                    if pixels is not None and time.monotonic() - since > self.limits.whole_time_limit:
+                        self.faults = [f"{self.limits.whole_time_limit:g} s were over, the rest is left out"]
+                        return
                 with _believing_nothing(self.name):
                     faults = message["faults"]
                     _check(isinstance(faults, list) and all(isinstance(fault, str) for fault in faults), faults)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What reading one video may cost, whoever it comes from; and the error when it is not read."""
 
+import math
 from dataclasses import dataclass, fields
 
 # Containers that people have videos in, as FFmpeg calls them. Left out on purpose: playlists (hls, dash, concat), by
@@ -28,6 +29,8 @@ class VideoLimits:
         max_bytes: of all frames that are taken from the video, decoded; the default is 4 GiB.
         time_limit: seconds for reading what is taken, or for each frame where all are gone through. Kept exactly in a
             guarded process only; elsewhere between two packets of the file.
+        whole_time_limit: seconds for going through all frames, with what is done to each of them; then the rest is
+            left out. For a service, in which one visitor's slow video must not keep the others waiting.
 
     Raises:
         ValueError: a limit that is no positive number.
@@ -39,6 +42,7 @@ class VideoLimits:
     max_seconds: float = 86_400.0
     max_bytes: int = 2**32
     time_limit: float = 60.0
+    whole_time_limit: float = math.inf
 
     def __post_init__(self):
         for field in fields(self):

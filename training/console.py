@@ -144,21 +144,27 @@ def _face_arguments(sub: argparse.ArgumentParser, default: str, about: str):
     sub.add_argument("--no-face", choices=["frame", "nothing"], default="frame", help="what stands for no face")
 
 
-def load_pipeline(name: str) -> ZeroShotVideoClassificationPipeline:
+def load_pipeline(name: str, revision: str | None = None) -> ZeroShotVideoClassificationPipeline:
     """Of an EmoCLIP checkpoint, with the installed code and not its own; or of any CLIP.
+
+    Args:
+        revision: of a Hub id, a commit.
 
     Raises:
         OSError, ValueError: there is no such checkpoint, or it is of another kind.
     """
-    config = AutoConfig.from_pretrained(name)
+    hub = {"revision": revision} if revision else {}
+    config = AutoConfig.from_pretrained(name, **hub)
     if config.model_type not in ("clip", EmoCLIPConfig.model_type):
         raise ValueError(f"{name} is of the type {config.model_type}, but must be an EmoCLIP or a CLIP")
     if config.model_type == "clip":
-        model, processor = EmoCLIPModel.from_clip(name, temporal_num_layers=0), EmoCLIPProcessor.from_clip(name)
+        model = EmoCLIPModel.from_clip(name, temporal_num_layers=0, **hub)
+        processor = EmoCLIPProcessor.from_clip(name, **hub)
     elif config.architectures and EmoCLIPModel.__name__ not in config.architectures:
         raise ValueError(f"{name} is an {config.architectures[0]}, which has fixed classes: give an EmoCLIPModel")
     else:  # not `transformers.pipeline`, which would take the code of the folder
-        model, processor = EmoCLIPModel.from_pretrained(name), EmoCLIPProcessor.from_pretrained(name)
+        model = EmoCLIPModel.from_pretrained(name, **hub)
+        processor = EmoCLIPProcessor.from_pretrained(name, **hub)
     return ZeroShotVideoClassificationPipeline(model=model, processor=processor)
 
 

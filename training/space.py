@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from huggingface_hub import HfApi
 
 from training.check_space import check_space
 from training.data import face_grammar, face_renderer, synthetic_faces
@@ -84,7 +85,9 @@ def write_space(space_dir: Path, recipe: Recipe, model: Path | str) -> int:
         if isinstance(model, Path):
             shutil.copytree(model, folder / "model")
         else:
-            (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
+            # With the commit: whoever can push to the model's repository must not run other code in this Space.
+            names = [model, commit_of(model)]
+            (folder / "model.txt").write_text(" ".join(filter(None, names)) + "\n", encoding="utf-8")
         shutil.copy(APP, folder / "app.py")
         draw_example(folder / "example.mp4")
         (folder / "README.md").write_text(readme(recipe, model) + "\n", encoding="utf-8")
@@ -96,6 +99,14 @@ def write_space(space_dir: Path, recipe: Recipe, model: Path | str) -> int:
         shutil.rmtree(space_dir, ignore_errors=True)
         shutil.move(folder, space_dir)
     return num_stretches
+
+
+def commit_of(model: str) -> str | None:
+    """The newest commit of a model's repository; `None` if the Hub cannot be asked."""
+    try:
+        return HfApi().model_info(model).sha
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def is_space(folder: Path) -> bool:
