@@ -400,9 +400,7 @@ def main(arguments: list[str] | None = None, load: Callable = load):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model, revision = default_model()
     parser.add_argument("model", nargs="?", default=model, help="exported folder or Hub id; default: %(default)s")
-    parser.add_argument(
-        "--revision", help="of a Hub id: the commit whose code and weights run; default: the newest"
-    )
+    parser.add_argument("--revision", help="of a Hub id: the commit whose code and weights run; default: the newest")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args(arguments)
     if options.model == str(EXPORTED) and not EXPORTED.is_dir():

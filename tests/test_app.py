@@ -4,11 +4,18 @@
 The first test that needs it starts it, in a process that cannot import this project; the last one ends it.
 """
 
+import asyncio
 import http.client
+import http.server
+import importlib.util
 import json
 import os
 import shutil
+import sys
+import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +26,10 @@ import numpy as np
 import pandas
 import pytest
 
-from training import export, space
+from modeling_emoclip import ZeroShotVideoClassificationPipeline
+from modeling_emoclip.frame_sequence import FileFrames
+from modeling_emoclip.video_limits import make_limits
+from training import check_space, export, space
 from training.check_space import ask, running
 from training.console import load_pipeline
 from training.recipe import load_recipe
@@ -47,10 +57,174 @@ def space_dir(emoclip, tmp_path_factory):
     return folder / "space"
 
 
+# In place of a public address, which there is none of here: what Gradio may fetch, it may fetch from this machine too.
+PUBLIC = "import safehttpx; safehttpx.is_public_ip = lambda ip: True\n"
+
+
 @pytest.fixture(scope="module")
 def started(space_dir):
-    with running(space_dir) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check_space, "START", PUBLIC + check_space.START)
+        with running(space_dir) as started:
+            yield started
+
+
+@pytest.fixture
+def other_server():
+    """The address of a file on a server, and what was asked for there."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"a file")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/secret.mp4", asked
+        server.shutdown()
+
+
+def ask_api(url: str, path: str, question=None, method="POST", headers=()) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    body = None if question is None else json.dumps(question)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json", **dict(headers)})
+        answer = connection.getresponse()
+        return answer.status, answer.read(1000).decode(errors="replace")
+    finally:
+        connection.close()
+
+
+def question_of(path: str) -> dict:
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    data = [file, "a\nb", WHOLE_FRAME, 2, 1, None]
+    return {"data": data, "fn_index": 0, "session_hash": "x", "video": file, "api_name": "/timeline"}
+
+
+@pytest.mark.parametrize("route", ["queue/join", "call/timeline", "call/v2/timeline", "run/timeline", "api/timeline"])
+@pytest.mark.parametrize("form", ["{}", " {}", "HTTP{rest}", "[[{}]]"])
+def test_an_address_in_the_place_of_a_video_is_refused_before_it_is_fetched(started, other_server, route, form):
+    address, asked = other_server
+    question = question_of(form.strip("[]").format(address, rest=address.removeprefix("http")))
+    if form.startswith("["):
+        question["data"][0] = [[{"video": question["data"][0], "subtitles": None}]]
+    status, text = ask_api(started.url, f"/gradio_api/{route}", question)
+    assert (status, text) == (403, "Give the video itself: addresses are not fetched here.")
+    time.sleep(0.2)
+    assert not asked
+
+
+@pytest.mark.parametrize("route", ["file", "proxy", "/gradio_api/file"])
+def test_the_app_is_no_proxy(started, other_server, route):
+    address, asked = other_server
+    prefix = "" if route.startswith("/") else "/gradio_api/"
+    assert ask_api(started.url, f"{prefix}{route}={address}", method="GET")[0] == 403
+    assert not asked
+
+
+def test_questions_are_short(started):
+    question = question_of("x") | {"more": "x" * 2_000_000}
+    assert ask_api(started.url, "/gradio_api/queue/join", question)[0] == 413
+
+
+def app_module():
+    spec = importlib.util.spec_from_file_location("the_app", space.APP)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "the_app", module)
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_uploads_that_are_under_way_count(tmp_path):
+    """A hundred at once, of 200 MB each: there is room for twenty."""
+    app, finished, answers = app_module(), asyncio.Event(), []
+
+    async def upload_to(scope, receive, send):
+        await finished.wait()
+        answers.append(200)
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    async def all_at_once():
+        room = app.RoomForUploads(upload_to, tmp_path)
+        scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
+        scope["headers"] = [(b"content-length", b"200000000")]
+        visitors = [asyncio.create_task(room(scope, None, send)) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        finished.set()
+        await asyncio.gather(*visitors)
+        assert room.coming == []
+        assert room.refusal(b"200000000") is None, "those that are done make room"
+        assert room.refusal(b"abc").status_code == 411
+
+    asyncio.run(all_at_once())
+    assert Counter(answers) == {200: 20, 507: 80}
+
+
+def test_a_model_is_loaded_at_the_commit_that_was_named(tmp_path, monkeypatch):
+    app, asked = app_module(), []
+    monkeypatch.setattr(app, "__file__", str(tmp_path / "app.py"))
+
+    def load(model, revision):
+        asked.append((model, revision))
+        raise OSError("that is enough")
+
+    for text, arguments in (("lab/emo abc123\n", []), ("lab/emo\n", []), ("lab/emo abc\n", ["lab/other"])):
+        (tmp_path / "model.txt").write_text(text)
+        with pytest.raises(SystemExit, match="cannot be loaded"):
+            app.main(arguments, load)
+    with pytest.raises(SystemExit, match="cannot be loaded"):
+        app.main(["lab/other", "--revision", "def"], load)
+    assert asked == [("lab/emo", "abc123"), ("lab/emo", None), ("lab/other", None), ("lab/other", "def")]
+
+
+def test_visitors_do_not_wait_for_one_whose_video_reads_slowly(emoclip, write_clip, tmp_path, monkeypatch):
+    """One visitor's video gives a frame, and then, for a long time, none; a second one gets a result meanwhile."""
+    app, opened = app_module(), threading.Event()
+    timeline_module = sys.modules["modeling_emoclip.timeline"]
+    open_frames = timeline_module.open_frames
+    pipe = ZeroShotVideoClassificationPipeline(model=emoclip[0].eval(), processor=emoclip[1])
+    limits = app.VIDEO_LIMITS | {"whole_time_limit": 1.0}
+    pipe.processor.video_processor.video_limits = limits
+
+    class Slow(FileFrames):
+        def _timed(self):
+            for frame in super()._timed():
+                yield frame
+                opened.set()
+                time.sleep(0.4)  # less than `time_limit`, for each frame
+
+    def open_slowly(video, fps, limits, guarded):
+        if "slow" not in str(video):
+            return open_frames(video, fps, limits, guarded)
+        return Slow(str(video), str(video), make_limits(limits))
+
+    monkeypatch.setattr(timeline_module, "open_frames", open_slowly)
+    slow, quick = (str(write_clip(tmp_path / name, num_frames=40)) for name in ("slow.mp4", "quick.mp4"))
+    page = app.build(pipe)
+    heavy = [one.concurrency_limit for one in page.fns.values() if one.api_name in ("timeline", "annotate")]
+    assert heavy == [app.MOST_AT_ONCE] * 2 and app.MOST_AT_ONCE > 1
+    assert app.VIDEO_LIMITS["whole_time_limit"] <= 600
+    with ThreadPoolExecutor(2) as visitors:
+        start = time.monotonic()
+        first = visitors.submit(pipe.timeline, slow, ["a", "b"], faces="none", progress=False)
+        assert opened.wait(10)
+        second = visitors.submit(pipe.timeline, quick, ["a", "b"], faces="none", progress=False)
+        assert second.result(20).complete and not first.done()
+        timeline = first.result(20)
+    assert time.monotonic() - start < 12, "of 16 s that it would take to read"
+    assert "1 s were over, the rest is left out" in timeline.error
 
 
 @pytest.fixture
@@ -122,6 +296,8 @@ def test_what_is_refused_is_said_and_names_no_folder(client, clip, write_clip, t
     assert "At most 24 lines" in refusal(client, file, "\n".join(map(str, range(25))))
     assert "no video yet" in refusal(client, video=None)
     assert "No face was found" in refusal(client, file, "a\nb")
+    formula = client.predict(file, "$\\badmacro{x}$\ncosts $5", WHOLE_FRAME, 2, 1, api_name="/timeline")
+    assert any(str(part).endswith("csv") for part in formula)
     assert "First show" in refusal(client, "a smile", api_name="/search")
     (tmp_path / "no.mp4").write_text("no video")
     long = write_clip(tmp_path / "long.mp4", num_frames=602, width=32, height=32, fps=1)
