@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPTextModel, CLIPVisionModel, PreTrainedM
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_emoclip import EmoCLIPConfig
@@ -123,9 +123,32 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
         hub = {"revision": revision, "token": token}
         clip_config = CLIPConfig.from_pretrained(name_or_path, **hub)
         config = cls.config_class.from_clip_config(clip_config, **config_overrides)
-        model = cls.from_pretrained(name_or_path, config=config, dtype=torch.float32, **hub)
+        model = cls.from_towers(name_or_path, config=config, dtype=torch.float32, **hub)
         if getattr(model, "logit_bias", None) is not None:
             nn.init.constant_(model.logit_scale, config.logit_scale_init_value)
+        return model
+
+    @classmethod
+    def from_towers(cls, name_or_path: str, **kwargs):
+        """Loads what a checkpoint has of the towers and the scale, as `from_pretrained`; initialises the rest.
+
+        transformers would print a table of the rest, as of a fault: here it is new by design.
+
+        Raises:
+            ValueError: a weight of a tower is missing.
+        """
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            model, found = cls.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        finally:
+            logging.set_verbosity(verbosity)
+        towers = ("vision_model.", "text_model.", "visual_projection.", "text_projection.")
+        if missing := sorted(name for name in found["missing_keys"] if name.startswith(towers)):
+            raise ValueError(
+                f"{name_or_path} lacks {len(missing)} weights of the towers, as {', '.join(missing[:3])}: it is no "
+                "checkpoint in CLIP's layout, or not whole"
+            )
         return model
 
     def _of_all_processes(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, CLIPTokenizer, PreTrainedModel
+from transformers import AutoConfig, CLIPTokenizer, PreTrainedModel
 
 import modeling_emoclip
 from modeling_emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
@@ -23,7 +23,7 @@ from training.component_loss import WithComponentLoss
 from training.data.views import SeededSampler, class_text, clip_texts, cut_validation, leave_class_out, with_captions
 from training.feature_cache import Views, encode_frames, tower_fingerprint
 from training.optimizer import set_trainable
-from training.recipe import DataRecipe, DataSource, Recipe
+from training.recipe import DataRecipe, DataSource, EvaluationSet, Recipe
 
 TEXTS_PER_BATCH = 256
 CUT = "cut from train"  # the validation split of data sets that have none
@@ -88,8 +88,8 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
     trained: nn.Module = model
     with_components = recipe.model.component_loss_until > 0
     if with_components:
-        steps = recipe.optim.epochs * (len(train_rows) // recipe.optim.batch_size)
-        num_steps = round(steps * recipe.model.component_loss_until)
+        steps = recipe.optim.epochs * (len(train_rows) // min(recipe.optim.batch_size, len(train_rows)))
+        num_steps = max(1, round(steps * recipe.model.component_loss_until))
         trained = WithComponentLoss(model, len(train_rows[0]["components"]), num_steps)
     rates = set_trainable(trained, recipe.optim.learning_rates, may_freeze_all=recipe.optim.epochs == 0)
     make_clips = _ClipMaker(recipe, predicts, model, processor, descriptions, cache_dir)
@@ -220,7 +220,7 @@ class _ClipMaker:
 def load_rows(recipe: Recipe) -> dict[str, datasets.Dataset]:
     """The splits of the recipe's own data set, prepared if need be, with what it leaves out left out."""
     data = recipe.data
-    evaluated = {one.split for one in data.evaluation.values() if one.data is None}
+    evaluated = {one.split for one in data.evaluation.values() if one.data is None} - {CUT}
     rows = prepare_rows(data, recipe, {data.train_split} | ({data.validation_split} - {None}) | evaluated)
     for split, part in rows.items():
         if unknown := [name for name in data.targets if name not in part.column_names]:
@@ -232,6 +232,28 @@ def load_rows(recipe: Recipe) -> dict[str, datasets.Dataset]:
     if data.leave_out is not None:
         rows = leave_class_out(rows, data.leave_out, learned=(data.train_split, validation_name(data)))
     return rows
+
+
+def with_evaluation(recipe: Recipe) -> Recipe:
+    """The recipe, with the evaluation sets and the validation split that `data.evaluate_what_there_is` asks for."""
+    data = recipe.data
+    if data.evaluation or not data.evaluate_what_there_is:
+        return recipe
+    builder = load_builder(data, data.cache_dir)
+    builder.download_and_prepare(num_proc=recipe.run.num_render_processes or os.cpu_count())
+    splits, features = builder.info.splits, builder.info.features
+    if data.validation_split is None and "validation" in splits:
+        data = replace(data, validation_split="validation")
+    split = "test" if "test" in splits else validation_name(data)
+    sets = {}
+    if split is not None:
+        name = "validation" if split == CUT else split
+        captions = {f"{name}_captions": EvaluationSet(split, own_captions=True)} if "caption" in features else {}
+        if _predicts(recipe) == "texts":
+            sets = ({name: EvaluationSet(split)} if "label" in features else {}) | captions
+        else:
+            sets = {name: EvaluationSet(split)}
+    return replace(recipe, data=replace(data, evaluation=sets))
 
 
 def prepare_rows(source: DataRecipe | DataSource, recipe: Recipe, wanted: set[str]) -> dict[str, datasets.Dataset]:
@@ -285,11 +307,10 @@ def build_model(recipe: Recipe, train_rows, descriptions) -> tuple[PreTrainedMod
     if init is not None:
         fields = _class_fields(recipe, train_rows, descriptions) | recipe.model.config
         if AutoConfig.from_pretrained(init).model_type == EmoCLIPConfig.model_type:
-            video_processor = EmoCLIPVideoProcessor.from_pretrained(init, **recipe.model.video_processor)
-            processor = EmoCLIPProcessor(video_processor, AutoTokenizer.from_pretrained(init))
+            processor = EmoCLIPProcessor.from_clip(init, **recipe.model.video_processor)
             saved = EmoCLIPConfig.from_pretrained(init).to_dict()
             config = EmoCLIPConfig(**({name: saved[name] for name in ARCHITECTURE_FIELDS if name in saved} | fields))
-            return model_class.from_pretrained(init, config=config, dtype=torch.float32), processor
+            return model_class.from_towers(init, config=config, dtype=torch.float32), processor
         processor = EmoCLIPProcessor.from_clip(init, **recipe.model.video_processor)
         return model_class.from_clip(init, **fields), processor
     tokenizer = train_tokenizer(train_rows["caption"], recipe.model.tokenizer_vocab_size)

@@ -47,6 +47,8 @@ def check_output_dir(recipe: Recipe) -> None:
     # Asking to go on, or naming the folder, the run or the paper's number in another way, makes no other experiment.
     earlier.run.resume, earlier.run.output_dir = recipe.run.resume, recipe.run.output_dir
     earlier.title, earlier.reference = recipe.title, recipe.reference
+    if recipe.data.evaluate_what_there_is and not recipe.data.evaluation:  # found out when it runs
+        earlier.data.evaluation, earlier.data.validation_split = {}, recipe.data.validation_split
     if earlier != recipe:
         raise FileExistsError(
             f"run.output_dir={recipe.run.output_dir} holds the run of another recipe (see {written}); choose another "

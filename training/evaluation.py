@@ -179,7 +179,8 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> tuple[dict, 
         with accelerator.main_process_first():  # the others then find what it has prepared and encoded
             split, clips = load_clips(source, options, model, processor)
         rows, outputs = run_model(model, clips, Collator(processor), options.batch_size, accelerator)
-        evaluation_set = EvaluationSet(split, source, options.labels)
+        by_captions = isinstance(model, EmoCLIPModel) and "label" not in clips.rows.features
+        evaluation_set = EvaluationSet(split, source, options.labels, own_captions=by_captions)
         predictions[f"{source.config_name}_{split}"] = predict_set(
             evaluation_set, model, processor, descriptions, clips.rows.select(rows), outputs, any_words=True
         )

@@ -307,6 +307,7 @@ def render_card(template: str, **values) -> str:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = duration
+    environment.filters["having"] = lambda sets, name: {key: one for key, one in sets.items() if name in one}
     text = environment.get_template(template).render(values)
     return re.sub(r"\n{3,}", "\n\n", text)
 

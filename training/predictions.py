@@ -9,8 +9,9 @@ import csv
 import dataclasses
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -25,6 +26,7 @@ from transformers.utils import logging
 
 from modeling_emoclip import EmoCLIPModel
 from modeling_emoclip.prompts import encode_labels, label_texts
+from modeling_emoclip.typed_text import csv_cell
 from training.collate import Clips, Collator
 from training.data.views import TEXT_KINDS, class_text, compound_parts
 from training.figures import draw_confusion, draw_history
@@ -49,6 +51,8 @@ class Predictions:
     clip_ids: list[str]
     groups: list[str] | None = None
     """Of each clip; `None` if nothing is known of any."""
+    are_captions: bool = False
+    """The names are the clips' captions, each once, and every clip has one of them."""
     pipeline_labels: list[str] | None = None
     """Of zero-shot classes: the labels that the pipeline is asked for, a compound of MAFW's as `fear + sadness`."""
 
@@ -68,6 +72,8 @@ def run_model(
     loader = accelerator.prepare_data_loader(DataLoader(clips, batch_size, collate_fn=collator))
     indices, outputs = [], []
     for batch in tqdm(loader, "evaluation", unit="batch", leave=False, disable=not accelerator.is_main_process):
+        if not batch:  # not one of its clips can be decoded
+            continue
         names = ("pixel_values_videos", "frame_embeds", "frame_mask")
         inputs = {name: batch[name] for name in names if name in batch}
         if isinstance(model, EmoCLIPModel):
@@ -77,8 +83,10 @@ def run_model(
             output = model(**inputs).logits.float()
         indices.append(batch["clip_index"].cpu())
         outputs.append(output.cpu())
-    # Objects, since processes may have skipped different numbers of clips.
-    parts = gather_object([(torch.cat(indices).numpy(), torch.cat(outputs).numpy())])
+    # Objects, since processes may have skipped different numbers of clips, or all of theirs.
+    parts = gather_object([(torch.cat(indices).numpy(), torch.cat(outputs).numpy())] if indices else [])
+    if not parts:
+        raise ValueError("not one clip to evaluate on can be decoded; the warnings above name them")
     indices, outputs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     # The last batches are filled up with clips from the beginning, so that all processes get the same number.
     unique, first = np.unique(indices, return_index=True)
@@ -106,6 +114,8 @@ def predict_texts(
         own, contrast = nn.functional.normalize(embeds_of([*rows["caption"], *rows["contrast_caption"]])).chunk(2)
         scores = torch.stack([(video_embeds * texts).sum(dim=-1) for texts in (own, contrast)], dim=1)
         return _predictions(rows, ["own", "contrast"], scores, np.zeros(len(rows), dtype=int))
+    if evaluation_set.own_captions:
+        return _of_captions(rows, video_embeds, embeds_of)
     candidates = _candidates(evaluation_set, rows, any_words)
     labels = {*candidates, *rows.features["label"].names}
     # A compound stands for the mean of its parts, as in the paper.
@@ -119,6 +129,21 @@ def predict_texts(
     scores = video_embeds @ encode_labels(texts, embeds_of).t()
     predictions = _of_candidates(evaluation_set, rows, candidates, scores)
     return dataclasses.replace(predictions, pipeline_labels=pipeline_labels)
+
+
+def _of_captions(rows: datasets.Dataset, video_embeds: torch.Tensor, embeds_of: Callable) -> Predictions:
+    """Cosine of each clip with every caption of these clips; clips without a caption are left out."""
+    if "caption" not in rows.column_names:
+        raise ValueError(f"the clips have no captions; their columns are {', '.join(rows.column_names)}")
+    kept = [number for number, caption in enumerate(rows["caption"]) if caption]
+    if not kept:
+        raise ValueError("not one of the clips has a caption")
+    rows, video_embeds = rows.select(kept), video_embeds[kept]
+    captions = list(dict.fromkeys(rows["caption"]))
+    place = {caption: number for number, caption in enumerate(captions)}
+    scores = video_embeds @ nn.functional.normalize(embeds_of(captions), dim=-1).t()
+    references = np.array([place[caption] for caption in rows["caption"]])
+    return replace(_predictions(rows, captions, scores, references), are_captions=True)
 
 
 def predict_labels(
@@ -175,6 +200,8 @@ def _of_candidates(
     """Only the clips whose label is wanted."""
     names = rows.features["label"].names
     wanted = set(evaluation_set.only_labels or candidates)
+    if outside := sorted(wanted - set(candidates)):
+        raise ValueError(f"only_labels names {', '.join(outside)}, which is not among the candidates {candidates}")
     labels = [names[label] for label in rows["label"]]
     kept = np.flatnonzero([label in wanted for label in labels])
     if len(kept) == 0:
@@ -216,7 +243,7 @@ def write_results(
         written.append(folder / f"predictions_{file_name}.csv")
         with whole_file(written[-1]) as path:
             write_csv(one, path)
-        if pictures and not one.is_regression:
+        if pictures and not one.is_regression and not one.are_captions:
             written.append(folder / f"confusion_{file_name}.png")
             with whole_file(written[-1]) as path:
                 draw_confusion(path, metrics[name], f"{title}, {name}" if title else name)
@@ -230,13 +257,19 @@ def write_results(
 def write_csv(predictions: Predictions, path: Path) -> None:
     """A line for each clip: its label by name, the one that scores highest, and all scores; or targets, predicted and
     true."""
-    names = predictions.names
+    names = [csv_cell(name) for name in predictions.names]
     head = ["clip_id", *(["group"] if predictions.groups else [])]
     first = [predictions.clip_ids, *([predictions.groups] if predictions.groups else [])]
     if predictions.is_regression:
         head += [column for name in names for column in (name, f"predicted_{name}")]
         pairs = np.stack([predictions.references, predictions.scores], axis=-1).reshape(len(first[0]), -1)  # (N, 2n)
         columns = [*first, *pairs.T.tolist()]
+    elif predictions.are_captions:  # not a column for each of perhaps thousands
+        own = np.take_along_axis(predictions.scores, predictions.references[:, None], axis=1)
+        head += ["caption", "predicted", "rank"]
+        numbers = (predictions.references, predictions.scores.argmax(axis=1))
+        ranks = 1 + (predictions.scores > own).sum(axis=1)
+        columns = [*first, *([names[number] for number in some] for some in numbers), ranks.tolist()]
     else:
         head += ["label", "predicted", *(f"score_{name}" for name in names)]
         numbers = (predictions.references, predictions.scores.argmax(axis=1))
@@ -245,14 +278,15 @@ def write_csv(predictions: Predictions, path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(head)
         writer.writerows(
-            [f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in zip(*columns, strict=True)
+            [f"{v:.6g}" if isinstance(v, float) else csv_cell(v) if isinstance(v, str) else v for v in row]
+            for row in zip(*columns, strict=True)
         )
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name `path` once all is written."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    """A path to write to, which takes the name `path` once all is written; another one for each who writes."""
+    unfinished = path.with_name(f"{uuid.uuid4().hex}.unfinished")
     try:
         yield unfinished
         os.replace(unfinished, path)

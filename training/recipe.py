@@ -66,6 +66,8 @@ class EvaluationSet:
     """What stands for a label in zero-shot classification: the mean of all its descriptions, or the first of them; a
     compound `a_b` of labels a and b is the mean of its parts. The others are one text as in `data.text`, which names
     all the parts."""
+    own_captions: bool = False
+    """Instead of labels, the captions of all clips compete: does each clip find its own, and each caption its clip?"""
     contrast_captions: bool = False
     """Instead of labels, each clip's own caption competes with its `contrast_caption`."""
 
@@ -136,6 +138,9 @@ class DataRecipe:
     """File of label -> texts, beside training/data or a path of one's own."""
     evaluation: dict = field(default_factory=dict)
     """name -> EvaluationSet; all are scored before the first and after the last step."""
+    evaluate_what_there_is: bool = False
+    """Without `evaluation`: score the test split, or where there is none the clips that the epoch is chosen on, by all
+    that is known of them: labels, captions, or the targets of a regression."""
 
 
 @strict

@@ -5,11 +5,13 @@ accelerate launch training/train.py training/recipes/synthetic_emoclip.yaml [a.b
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from training import export
-from training.build import Experiment, build
+from training.build import Experiment, build, with_evaluation
 from training.checkpoint import (
     Progress,
     check_output_dir,
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> dict:
     try:
         with locked_output_dir(Path(recipe.run.output_dir)):
             return run(recipe)
-    except BlockingIOError as error:
+    except (BlockingIOError, RecipeError) as error:
         parser.error(str(error))
     except PushError as error:  # the run itself is complete, or has not begun
         parser.exit(1, f"{parser.prog}: {error}\n")
@@ -83,6 +85,8 @@ def run(recipe: Recipe) -> dict:
             f"optim.batch_size={recipe.optim.batch_size} cannot be shared among {accelerator.num_processes} processes"
         )
     check_sharding(recipe, accelerator)
+    with accelerator.main_process_first(), errors_of_the_recipe():
+        recipe = with_evaluation(recipe)
     pusher = None
     if accelerator.is_main_process:
         open_output_dir(recipe)
@@ -90,7 +94,7 @@ def run(recipe: Recipe) -> dict:
     accelerator.init_trackers("emoclip", without_secrets(flat_fields(recipe)))
     set_seed(recipe.run.seed)
     cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
-    with accelerator.main_process_first():  # the others then find what it has prepared and encoded
+    with accelerator.main_process_first(), errors_of_the_recipe():  # the others find what it has prepared and encoded
         experiment = build(recipe, accelerator.device, cache_dir)
     learns = recipe.optim.epochs > 0
     start = evaluate(experiment, recipe, accelerator) if learns and recipe.run.evaluate_start else {}
@@ -117,6 +121,24 @@ def run(recipe: Recipe) -> dict:
     if pusher is not None:
         print(export.push_result(pusher, output_dir))
     return metrics
+
+
+class RecipeError(ValueError):
+    """What a recipe asks for cannot be had, as with the data that there are; the message says what to change."""
+
+
+@contextlib.contextmanager
+def errors_of_the_recipe() -> Iterator[None]:
+    """Turns what building an experiment refuses into a `RecipeError`; `datasets` wraps what its builders raise."""
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__
+        if not isinstance(cause, (OSError, ValueError)):
+            raise
+        raise RecipeError(str(cause)) from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(str(error)) from error
 
 
 @dataclass
@@ -178,19 +200,32 @@ def train(
 def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, checkpoint: Path) -> Training:
     """Optimizer, schedule and batches; what an earlier run of the recipe left, if it is to go on."""
     optim, run = recipe.optim, recipe.run
+    num_clips = len(experiment.train_clips)
+    # As many for each process.
+    batch_size = min(optim.batch_size, num_clips - num_clips % accelerator.num_processes)
+    if 0 < batch_size < optim.batch_size and accelerator.is_main_process:
+        tqdm.write(f"optim.batch_size is {optim.batch_size}, but of {num_clips} clips a batch has {batch_size}")
     loader = DataLoader(
         experiment.train_clips,
-        batch_size=optim.batch_size,
+        batch_size=max(1, batch_size),
         sampler=experiment.train_sampler,
         drop_last=True,
         collate_fn=experiment.collator,
         num_workers=0 if experiment.train_clips.frame_embeds is not None else run.num_workers,
     )
-    if len(loader) == 0:
-        raise ValueError(
-            f"optim.batch_size is {optim.batch_size}, but {recipe.data.train_split} has only "
-            f"{len(experiment.train_clips)} clips"
+    if batch_size < 2 * accelerator.num_processes and batch_size < optim.batch_size:
+        raise RecipeError(
+            f"data.train_split={recipe.data.train_split} has {num_clips} clips to train on, but at least 2 are needed"
+            f"{f' for each of {accelerator.num_processes} processes' if accelerator.num_processes > 1 else ''}"
         )
+    if experiment.validation_clips is None and run.select_on == "validation_loss":
+        if run.patience is not None:
+            raise RecipeError(
+                f"run.patience={run.patience} needs a validation loss, but there are no validation clips: set "
+                "data.validation_split or data.validation_share, or run.patience=null"
+            )
+        if accelerator.is_main_process:
+            tqdm.write("there are no validation clips: the weights of the last epoch are kept")
     if run.gradient_checkpointing:
         experiment.model.gradient_checkpointing_enable()
     trained = copy_to_shard(experiment.trained, accelerator) if accelerator.is_fsdp2 else experiment.trained

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the papers do with one and the same rows: texts for clips, a class left out, a validation part, balance."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import islice
 
 import datasets
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 # DFER-CLIP's ablation compares these with descriptions of facial behaviour.
 TEMPLATES = {"class_name": "{}", "photo": "a photo of {}.", "expression": "an expression of {}."}
+NO_CAPTIONS = (
+    "data.text is 'caption', but the clips have none; their columns are {}. To train on a text of each label: "
+    "data.text=description, class_name, photo or expression"
+)
 TEXT_KINDS = ("caption", "description", *TEMPLATES)
 
 
@@ -64,7 +71,7 @@ def clip_texts(rows: datasets.Dataset, kind: str, class_descriptions: Mapping[st
         text_of = [class_text(name, kind, class_descriptions, names) for name in names]
         return [text_of[label] for label in rows["label"]]
     if "caption" not in rows.column_names:
-        raise ValueError(f"data.text is 'caption', but the clips have none; columns: {', '.join(rows.column_names)}")
+        raise ValueError(NO_CAPTIONS.format(", ".join(rows.column_names)))
     captions = list(rows["caption"])
     for number, caption in enumerate(captions):
         if not caption:
@@ -80,7 +87,7 @@ def with_captions(rows: datasets.Dataset, title: str) -> datasets.Dataset:
         ValueError: no row has one.
     """
     if "caption" not in rows.column_names:
-        raise ValueError(f"data.text is 'caption', but the clips have none; columns: {', '.join(rows.column_names)}")
+        raise ValueError(NO_CAPTIONS.format(", ".join(rows.column_names)))
     kept = [number for number, caption in enumerate(rows["caption"]) if caption and caption.strip()]
     if len(kept) == len(rows):
         return rows
@@ -124,18 +131,32 @@ def cut_validation(
     """
     if not 0 < share <= 0.5:
         raise ValueError(f"the validation share is {share}, but must be above 0 and at most 0.5")
-    labels = rows["label"] if "label" in rows.column_names else np.zeros(len(rows))
-    num_parts = round(1 / share)
+    labels = np.array(rows["label"]) if "label" in rows.column_names else np.zeros(len(rows))
     groups = np.array(rows[group]) if group else None
     num_groups = len(rows) if groups is None else len(np.unique(groups))
-    if num_groups < num_parts:
+    # As near to the share as so many parts can be of which whole ones are taken.
+    nearest = Fraction(share).limit_denominator(min(20, max(2, num_groups)))
+    taken, num_parts = nearest.numerator, nearest.denominator
+    if taken == 0 or num_groups < num_parts:
         raise ValueError(
-            f"a validation share of {share} needs at least {num_parts} different {group or 'clips'}, but there are "
-            f"{num_groups}"
+            f"a validation share of {share} needs at least {round(1 / share)} different {group or 'clips'}, but there "
+            f"are {num_groups}"
         )
-    splitter_class = StratifiedGroupKFold if group else StratifiedKFold
-    splitter = splitter_class(num_parts, shuffle=True, random_state=seed)
-    train, validation = next(splitter.split(np.zeros(len(rows)), np.array(labels), groups))
+    if group:
+        splitter = StratifiedGroupKFold(num_parts, shuffle=True, random_state=seed)
+    elif np.unique(labels, return_counts=True)[1].max() < num_parts:  # no class has a clip for each part
+        splitter = KFold(num_parts, shuffle=True, random_state=seed)
+    else:
+        splitter = StratifiedKFold(num_parts, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is spread as far as it goes
+        parts = [part for _, part in islice(splitter.split(np.zeros(len(rows)), labels, groups), taken)]
+    validation = np.sort(np.concatenate(parts))
+    train = np.setdiff1d(np.arange(len(rows)), validation)
+    if len(train) == 0 or len(validation) == 0:
+        raise ValueError(
+            f"a validation share of {share} leaves {len(train)} clips to train on and {len(validation)} out"
+        )
     return rows.select(train), rows.select(validation)
 
 

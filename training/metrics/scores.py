@@ -30,7 +30,8 @@ def metrics_of(predictions: Predictions) -> dict:
             f"the model's scores of {(~finite).sum():,} of {len(finite):,} clips are no finite numbers, as of "
             f"{first}: its weights or the clips' frames hold NaN or infinity"
         )
-    values = _regression(predictions) if predictions.is_regression else _classification(predictions)
+    kind = _regression if predictions.is_regression else _retrieval if predictions.are_captions else _classification
+    values = kind(predictions)
     resampled = "clips" if predictions.groups is None else "groups"
     num_units = len(predictions.clip_ids if predictions.groups is None else set(predictions.groups))
     intervals = {"share": SHARE, "resamples": NUM_RESAMPLES, "resampled": resampled, "number": num_units}
@@ -58,6 +59,22 @@ def _classification(predictions: Predictions) -> dict:
         "labels": list(names),
         "confusion_matrix": confusion.tolist(),
     }
+
+
+def _retrieval(predictions: Predictions) -> dict:
+    """How often a clip finds its own caption, and a caption a clip of its own, first and among the first five; and the
+    median rank of the right one, 1 at best."""
+    values: dict = {"num_captions": len(predictions.names)}
+    is_own = np.arange(len(predictions.names)) == predictions.references[:, None]  # (N, captions)
+    for name, scores, right in (
+        ("video_to_text", predictions.scores, is_own),
+        ("text_to_video", predictions.scores.T, is_own.T),
+    ):
+        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)  # of several right clips the best
+        ranks = 1 + (scores > best).sum(axis=1)
+        values[name] = {f"recall_at_{most}": float((ranks <= most).mean()) for most in (1, 5)}
+        values[name]["median_rank"] = float(np.median(ranks))
+    return values
 
 
 def _regression(predictions: Predictions) -> dict:
@@ -136,6 +153,11 @@ def table(report: dict) -> str:
     lines = [f"{report['title']} ({report['architecture']}); in brackets: 95 % bootstrap intervals"]
     for name, metrics in report["sets"].items():
         scores = [f"{key.upper()} {score_text(key, metrics)}" for key in MAIN_METRICS if key in metrics]
+        for way in ("video_to_text", "text_to_video"):
+            if way in metrics:
+                found = metrics[way]
+                scores += [f"{way.replace('_', ' ')} R@1 {100 * found['recall_at_1']:.2f}"]
+                scores += [f"R@5 {100 * found['recall_at_5']:.2f}", f"median rank {found['median_rank']:g}"]
         lines.append(f"{name}: {metrics['num_clips']:,} clips, {', '.join(scores)}")
     if len(report["sets"]) > 1:
         means = [f"{key.upper()} {number_text(key, value)}" for key, value in report["mean"].items()]
