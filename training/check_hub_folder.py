@@ -30,14 +30,8 @@ def check(source: Path | str, model, processor, revision: str | None = None, tol
     Raises:
         RuntimeError: it cannot be loaded that way, or the logits differ by more than `tolerance`.
     """
-    generator = torch.Generator().manual_seed(0)
-    size, num_frames = model.config.vision_config.image_size, processor.video_processor.num_frames or 8
-    sample = {"pixel_values_videos": torch.randn(2, num_frames, 3, size, size, generator=generator)}
-    if type(model).__name__ == "EmoCLIPModel":
-        sample |= processor(text=["a smile slowly appearing", "lowered eyebrows"], return_tensors="pt")
     with tempfile.TemporaryDirectory() as elsewhere:
-        with torch.inference_mode():
-            save_file(sample | {"expected": logits_of(model, sample)}, Path(elsewhere) / "sample.safetensors")
+        save_file(sample_of(model, processor), Path(elsewhere) / "sample.safetensors")
         source, env = (str(source.resolve()), None) if isinstance(source, Path) else (source, empty_cache(elsewhere))
         command = [sys.executable, "-I", str(Path(__file__).resolve()), source, "sample.safetensors"]
         result = subprocess.run(
@@ -54,6 +48,17 @@ def check(source: Path | str, model, processor, revision: str | None = None, tol
     if not difference <= tolerance:
         raise RuntimeError(f"the logits of {source} differ by {difference}, more than {tolerance}")
     return difference
+
+
+@torch.inference_mode()
+def sample_of(model, processor) -> dict[str, torch.Tensor]:
+    """Inputs, and what the model makes of them: `expected`."""
+    generator = torch.Generator().manual_seed(0)
+    size, num_frames = model.config.vision_config.image_size, processor.video_processor.num_frames or 8
+    sample = {"pixel_values_videos": torch.randn(2, num_frames, 3, size, size, generator=generator)}
+    if type(model).__name__ == "EmoCLIPModel":
+        sample |= processor(text=["a smile slowly appearing", "lowered eyebrows"], return_tensors="pt")
+    return sample | {"expected": logits_of(model, sample)}
 
 
 def logits_of(model, sample: dict[str, torch.Tensor]) -> torch.Tensor:

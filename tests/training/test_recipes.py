@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every shipped recipe, on a handful of invented clips in the layout of its data set and with a tiny CLIP: it trains
-two steps, scores every evaluation set, and moves the weights that it says and no other."""
+"""Every shipped recipe, on a handful of invented clips in the layout of its data set and with a tiny CLIP, goes the
+whole road: it trains two steps, moves the weights that it says and no other, scores every evaluation set, is exported
+with a card, and loaded by another process, with the code in the folder."""
 
+import copy
+import dataclasses
+import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import data_set_trees as trees
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
-from training import train
+from training import check_hub_folder, export, train
 from training.data.mafw import COMPOUNDS
 from training.data.mafw import EMOTIONS as MAFW_EMOTIONS
 from training.recipe import load_recipe
@@ -154,13 +162,20 @@ def load_tiny(data_dirs, clip_dir, trained_emoclip, short_texts, tmp_path_factor
     return load
 
 
+def save_copy(experiment, copied, folder):
+    copied.model.load_state_dict(experiment.model.state_dict())
+    copied.save_pretrained(folder)
+
+
 def run_and_compare(recipe, monkeypatch):
     """The metrics, and expression of `optim.learning_rates` -> whether any weight that it decides on has moved."""
     built = {}
 
     def build(*arguments):
         experiment = train_build(*arguments)
-        experiment.save_pretrained = lambda folder: None  # it merges adapters into frozen weights
+        copied = dataclasses.replace(experiment, model=copy.deepcopy(experiment.model))
+        # Of the trained weights, when they are there; saving merges adapters into frozen weights.
+        experiment.save_pretrained = lambda folder: save_copy(experiment, copied, folder)
         built["parameters"] = [(name, p, p.detach().clone()) for name, p in experiment.trained.named_parameters()]
         return experiment
 
@@ -180,14 +195,57 @@ def check(recipe, monkeypatch):
     assert moved == {pattern: rate is not None for pattern, rate in rates.items()}
     assert len(metrics["history"]) == recipe.optim.epochs
     assert all(math.isfinite(epoch["loss"]) for epoch in metrics["history"])
-    assert set(metrics["final"]) == set(recipe.data.evaluation)
+    assert set(metrics["final"]) == set(load_recipe(Path(recipe.run.output_dir) / "recipe.yaml").data.evaluation)
     assert all(scores["num_clips"] > 0 for scores in metrics["final"].values())
     return metrics
 
 
+def export_it(recipe, folder, monkeypatch):
+    """The folder, with what another process shall get from it; its card names every set that was scored."""
+    monkeypatch.setattr(export, "check", lambda *arguments: 0.0)  # below, for all of them
+    hub_dir, _ = export.export(Path(recipe.run.output_dir), folder)
+    model, processor, _ = export.load_run(Path(recipe.run.output_dir))
+    save_file(check_hub_folder.sample_of(model, processor), f"{hub_dir}.sample")
+    card = (hub_dir / "README.md").read_text()
+    metrics = json.loads((hub_dir / "metrics.json").read_text())
+    assert "Nothing was scored" not in card or not metrics["final"]
+    assert all(f"| {name} |" in card for name in metrics["final"])
+    return hub_dir
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return tmp_path_factory.mktemp("exported")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_trains_what_it_says_and_scores_every_set(name, load_tiny, monkeypatch):
-    check(load_tiny(name), monkeypatch)
+def test_it_trains_what_it_says_scores_every_set_and_is_exported(name, load_tiny, monkeypatch, exported):
+    recipe = load_tiny(name)
+    metrics = check(recipe, monkeypatch)
+    assert metrics["final"] or name == "synthetic_tiny_clip"
+    if metrics["final"]:  # the other one is exported as a CLIP
+        export_it(recipe, exported / name, monkeypatch)
+
+
+LOAD_ALL = """
+import runpy, sys
+main = runpy.run_path(sys.argv[1])["main"]
+for folder in sys.argv[2:]:
+    main(folder, f"{folder}.sample")
+"""
+
+
+def test_another_process_loads_what_was_exported(exported, tmp_path):
+    """After the tests above, in the same process; alone there is nothing to load."""
+    folders = sorted(str(path) for path in exported.iterdir() if path.is_dir())
+    if not folders:
+        pytest.skip("the tests that export did not run")
+    command = [sys.executable, "-I", "-c", LOAD_ALL, check_hub_folder.__file__, *folders]
+    env = os.environ | {"HF_HOME": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    differences = [json.loads(line)["difference"] for line in result.stdout.splitlines() if line.startswith("{")]
+    assert len(differences) == len(folders) and max(differences) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,6 @@ def test_an_output_folder_of_another_recipe_is_left_alone(run_dir, make_recipe):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.batch_size=100", "batch_size is 100, but train has only 24"),
         ("data.train_split=training", "no split training"),
         ("data.evaluation.seen.candidate_labels=[joy]", "joy"),
         ("data.class_descriptions=nowhere.yaml", "nowhere.yaml"),

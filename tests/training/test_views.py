@@ -86,7 +86,7 @@ def test_clips_without_a_caption_are_left_out_and_counted(caplog):
     assert "train: 2 of 3 clips have no caption and are left out" in caplog.text
     with pytest.raises(ValueError, match="not one of the 2 clips of train has one"):
         views.with_captions(rows.select([1, 2]), "train")
-    with pytest.raises(ValueError, match=r"the clips have none; columns: label"):
+    with pytest.raises(ValueError, match=r"the clips have none; their columns are label"):
         views.with_captions(make_rows([0]), "train")
 
 
