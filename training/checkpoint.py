@@ -41,7 +41,10 @@ class Progress:
 def check_output_dir(recipe: Recipe) -> None:
     """Raises a FileExistsError if the output folder holds the run of another recipe."""
     written = Path(recipe.run.output_dir) / "recipe.yaml"
-    if not written.exists():
+    results = (written.with_name(name) for name in ("metrics.json", "checkpoint", "checkpoint.previous"))
+    if not written.exists() or not any(
+        result.exists() for result in results
+    ):  # a run that never got to its first epoch
         return
     earlier = load_recipe(written)
     # Asking to go on, or naming the folder, the run or the paper's number in another way, makes no other experiment.

@@ -71,6 +71,14 @@ class EvaluationSet:
     contrast_captions: bool = False
     """Instead of labels, each clip's own caption competes with its `contrast_caption`."""
 
+    def validate_only_labels(self):
+        """Part of `@strict`."""
+        if self.candidate_labels and (outside := sorted(set(self.only_labels or ()) - set(self.candidate_labels))):
+            raise ValueError(
+                f"only_labels names {', '.join(outside)}, which is not among the candidate_labels "
+                f"{self.candidate_labels}"
+            )
+
 
 @strict
 @dataclass
