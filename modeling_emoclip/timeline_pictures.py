@@ -236,7 +236,8 @@ def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = 
 
 def _write(container, frames: FrameSequence, sound_file: str, paint: "_Painter", bar) -> None:
     """All pictures, painted, and the sound, in the order of time."""
-    rate = Fraction(frames.fps).limit_denominator(100_000)
+    # Of slides, one of which lasts minutes, a packet would be longer than MP4 can say; times are those of the frames.
+    rate = Fraction(max(frames.fps, 1.0)).limit_denominator(100_000)
     stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
     stream.codec_context.time_base, stream.pix_fmt = _TICK, "yuv420p"
     stream.width, stream.height = (side // 2 * 2 for side in frames.size)

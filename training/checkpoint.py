@@ -34,6 +34,8 @@ class Progress:
     """Spent on all this, in every process that went on with it."""
     history: list[dict] = field(default_factory=list)
     """A record for each finished epoch."""
+    clips: str = ""
+    """Tells the training clips, `Clips.digest`; a checkpoint of other clips is not gone on from."""
     selected: int | None = None
     """Index in `history` of the epoch whose weights are kept."""
 
@@ -110,11 +112,12 @@ def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpo
         accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress | None:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, clips: str = "") -> Progress | None:
     """Puts the last whole checkpoint into what `accelerator` prepared; `None` if there is none.
 
     Raises:
-        ValueError: it was written by another number of processes, which would go on with other batches.
+        ValueError: it was written by another number of processes, or with other training clips than `clips` tells,
+            and would go on with other batches.
     """
     checkpoint = last_whole(checkpoint)
     if not checkpoint.exists():
@@ -124,6 +127,11 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> Progress | No
         raise ValueError(
             f"{checkpoint} was written by {progress.num_processes} processes, but this run has "
             f"{accelerator.num_processes}"
+        )
+    if clips and progress.clips and clips != progress.clips:
+        raise ValueError(
+            f"{checkpoint} was trained on other clips, captions or labels than there are now: the data set has "
+            "changed. Train anew in another run.output_dir, or bring the earlier data back"
         )
     accelerator.load_state(checkpoint)
     return progress

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips as training sees them, and how they become a batch. B clips, T frames, D embedding width."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -127,6 +129,13 @@ class Clips(torch.utils.data.Dataset):
             padding = missing if self.short_clips == "zeros" else 0
             return torch.nn.functional.pad(frame_embeds, (0, 0, 0, padding))
         return frame_embeds[torch.from_numpy(self._choose_frames(len(frame_embeds), rng))]
+
+    def digest(self) -> str:
+        """Changes with the clips, their order, and what they are trained against."""
+        names = self.rows["clip_id"] if "clip_id" in self.rows.column_names else range(len(self.rows))
+        labels = None if self.labels is None else self.labels.tolist()
+        described = json.dumps([list(map(str, names)), self.texts, labels])
+        return hashlib.sha256(described.encode()).hexdigest()[:20]
 
     def names(self, indices: list[int]) -> list[str]:
         """What messages call some clips."""

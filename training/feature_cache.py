@@ -19,7 +19,11 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+import modeling_emoclip
 from modeling_emoclip.video_decoding import is_image_path, read_video
 from training.collate import augmentation_transforms, media_column
 from training.recipe import Augmentation
@@ -164,10 +169,11 @@ class _Clips(torch.utils.data.Dataset):
         self.augment = augmentation_transforms(augmentation) if augmentation else None
 
     def fingerprint(self, tower: str) -> str:
-        """Changes with everything that the embeddings depend on, but the files."""
+        """Changes with everything that the embeddings depend on, but the files: with what reads them too."""
         processor = {name: value for name, value in self.video_processor.to_dict().items() if name not in FRAME_CHOICE}
         augmented = [asdict(self.augmentation), self.draw] if self.augmentation else None
-        return _digest(json.dumps([tower, processor, self.every, augmented], sort_keys=True, default=str)).hex()
+        described = [tower, processor, self.every, augmented, _readers()]
+        return _digest(json.dumps(described, sort_keys=True, default=str)).hex()
 
     def __getitem__(self, index: tuple[int, int]) -> _Part:
         row, start = index
@@ -202,6 +208,15 @@ class _Clips(torch.utils.data.Dataset):
         return self.video_processor(pixels, **options)["pixel_values_videos"][0]
 
 
+@cache
+def _readers() -> list[str]:
+    """The versions of what makes pixels of files and embeddings of pixels, and our own code of that kind."""
+    packages = ("torch", "torchvision", "transformers", "av", "decord", "pillow")
+    versions = [f"{name} {version(name)}" for name in packages if find_spec({"pillow": "PIL"}.get(name, name))]
+    code = sorted(Path(modeling_emoclip.__file__).parent.glob("video_*.py"))
+    return [*versions, _digest(*(path.read_bytes() for path in code)).hex()]
+
+
 def _path(media) -> str | None:
     """Of a file or folder; `None` if the row holds the bytes."""
     return media if not isinstance(media, dict) else media["path"] if media["bytes"] is None else None
@@ -213,16 +228,19 @@ def _digest(*parts) -> bytes:
 
 
 def _clip_key(media) -> bytes:
-    """Tells a clip from others and from what it was: by path, size and date; by all its bytes if the row holds them.
-
-    An image overwritten in place does not change its folder's date; to ask some million images for theirs takes long.
-    """
+    """Tells a clip from others and from what it was: by path, size and date, those of each image too, which a folder's
+    date does not follow when an image is overwritten; by all its bytes if the row holds them."""
     path = _path(media)
     if path is None:
         return _digest(media and media["bytes"])
     try:
-        status = os.stat(path)
-        images = sorted(filter(is_image_path, os.listdir(path))) if os.path.isdir(path) else []
+        status, images = os.stat(path), []
+        if os.path.isdir(path):
+            with os.scandir(path) as entries:
+                found = [(one.name, one.stat()) for one in entries if is_image_path(one.name)]
+            images = [
+                f"{name} {about.st_size} {about.st_mtime_ns}" for name, about in sorted(found, key=itemgetter(0))
+            ]
     except OSError:  # reading will say why; once the clip is there, it is another
         return _digest(path)
     return _digest(path, status.st_size, status.st_mtime_ns, *images)

@@ -200,32 +200,14 @@ def train(
 def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, checkpoint: Path) -> Training:
     """Optimizer, schedule and batches; what an earlier run of the recipe left, if it is to go on."""
     optim, run = recipe.optim, recipe.run
-    num_clips = len(experiment.train_clips)
-    # As many for each process.
-    batch_size = min(optim.batch_size, num_clips - num_clips % accelerator.num_processes)
-    if 0 < batch_size < optim.batch_size and accelerator.is_main_process:
-        tqdm.write(f"optim.batch_size is {optim.batch_size}, but of {num_clips} clips a batch has {batch_size}")
     loader = DataLoader(
         experiment.train_clips,
-        batch_size=max(1, batch_size),
+        batch_size=checked_batch_size(experiment, recipe, accelerator),
         sampler=experiment.train_sampler,
         drop_last=True,
         collate_fn=experiment.collator,
         num_workers=0 if experiment.train_clips.frame_embeds is not None else run.num_workers,
     )
-    if batch_size < 2 * accelerator.num_processes and batch_size < optim.batch_size:
-        raise RecipeError(
-            f"data.train_split={recipe.data.train_split} has {num_clips} clips to train on, but at least 2 are needed"
-            f"{f' for each of {accelerator.num_processes} processes' if accelerator.num_processes > 1 else ''}"
-        )
-    if experiment.validation_clips is None and run.select_on == "validation_loss":
-        if run.patience is not None:
-            raise RecipeError(
-                f"run.patience={run.patience} needs a validation loss, but there are no validation clips: set "
-                "data.validation_split or data.validation_share, or run.patience=null"
-            )
-        if accelerator.is_main_process:
-            tqdm.write("there are no validation clips: the weights of the last epoch are kept")
     if run.gradient_checkpointing:
         experiment.model.gradient_checkpointing_enable()
     trained = copy_to_shard(experiment.trained, accelerator) if accelerator.is_fsdp2 else experiment.trained
@@ -239,11 +221,46 @@ def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, ch
         average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
         accelerator.register_for_checkpointing(average)
         evaluated = average.module
-    progress = load_checkpoint(accelerator, checkpoint) if run.resume else None
-    progress = progress or Progress(num_processes=accelerator.num_processes)
+    clips = experiment.train_clips.digest()
+    with errors_of_the_recipe():
+        progress = load_checkpoint(accelerator, checkpoint, clips) if run.resume else None
+    progress = progress or Progress(num_processes=accelerator.num_processes, clips=clips)
     return Training(
         accelerator, model, loader, optimizer, scheduler, average, evaluated, checkpoint, progress, time.perf_counter()
     )
+
+
+def checked_batch_size(experiment: Experiment, recipe: Recipe, accelerator: Accelerator) -> int:
+    """The recipe's batch, or as much of it as there are clips; the same number for each process.
+
+    Raises:
+        RecipeError: there are too few clips, or the recipe asks for what these clips cannot give.
+    """
+    clips, wanted, num_processes = experiment.train_clips, recipe.optim.batch_size, accelerator.num_processes
+    batch_size = min(wanted, len(clips) - len(clips) % num_processes)
+    if batch_size < min(wanted, 2 * num_processes):
+        each = f" for each of {num_processes} processes" if num_processes > 1 else ""
+        raise RecipeError(
+            f"data.train_split={recipe.data.train_split} has {len(clips)} clips to train on, but at least 2 are "
+            f"needed{each}"
+        )
+    if recipe.data.on_error == "skip" and num_processes > 1 and clips.frame_embeds is None:
+        raise RecipeError(
+            "data.on_error=skip cannot be with several processes that read clips while they train: one that skips a "
+            "clip would have a smaller part of the batch than the others. Train in one process, freeze the image "
+            "tower, or leave out the clips that training.data.doctor names"
+        )
+    has_validation = experiment.validation_clips is not None or recipe.run.select_on != "validation_loss"
+    if not has_validation and recipe.run.patience is not None:
+        raise RecipeError(
+            f"run.patience={recipe.run.patience} needs a validation loss, but there are no validation clips: set "
+            "data.validation_split or data.validation_share, or run.patience=null"
+        )
+    if accelerator.is_main_process and batch_size < wanted:
+        tqdm.write(f"optim.batch_size is {wanted}, but of {len(clips)} clips a batch has {batch_size}")
+    if accelerator.is_main_process and not has_validation:
+        tqdm.write("there are no validation clips: the weights of the last epoch are kept")
+    return batch_size
 
 
 def train_epoch(training: Training, experiment: Experiment, recipe: Recipe, stop: StopSignal) -> None:

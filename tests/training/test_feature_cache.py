@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, EmoCLIPVideoProcessor
 from modeling_emoclip.video_decoding import read_video
 from training import feature_cache
 from training.feature_cache import Views, encode_frames, tower_fingerprint
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, sys, time
 import datasets
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, EmoCLIPVideoProcessor
 from training import feature_cache
 
 clip_dir, cache_dir, paths, hang = sys.argv[1:]
@@ -435,3 +435,26 @@ def test_a_cache_can_be_moved(encode, encoded, clips, tmp_path):
     shutil.move(tmp_path / "cache", tmp_path / "moved")
     assert_equal(encode(rows_of(clips), tmp_path / "moved"), before, rtol=0, atol=0)
     assert encoded == []
+
+
+def test_an_image_that_is_overwritten_under_its_name_is_another_clip(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(2):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    before, date = feature_cache._clip_key(str(folder)), folder.stat().st_mtime_ns
+    Image.new("RGB", (8, 8), (0, 99, 99)).save(folder / "1.png")
+    os.utime(folder / "1.png", ns=(0, 1))
+    assert folder.stat().st_mtime_ns == date
+    assert feature_cache._clip_key(str(folder)) != before
+
+
+def test_other_versions_of_what_reads_and_encodes_are_other_embeddings(monkeypatch, tmp_path):
+    found = []
+    for number in ("1.0", "2.0"):
+        feature_cache._readers.cache_clear()
+        monkeypatch.setattr(feature_cache, "version", lambda name, number=number: number)
+        clips = feature_cache._Clips([], EmoCLIPVideoProcessor(), 1, None, (0, 0))
+        found.append(clips.fingerprint("tower"))
+    feature_cache._readers.cache_clear()
+    assert found[0] != found[1]

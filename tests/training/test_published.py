@@ -239,3 +239,11 @@ def test_scores_that_are_no_numbers_are_an_error_that_names_a_clip():
 
 def test_a_batch_without_a_clip_is_empty():
     assert Collator(None)([None, None]) == {}
+
+
+def test_a_checkpoint_of_other_clips_is_not_gone_on_from(tmp_path):
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    save_checkpoint(accelerator, model, Progress(clips="these"), tmp_path / "checkpoint", selects=True)
+    assert load_checkpoint(accelerator, tmp_path / "checkpoint", "these").clips == "these"
+    with pytest.raises(ValueError, match="was trained on other clips"):
+        load_checkpoint(accelerator, tmp_path / "checkpoint", "others")
