@@ -5,6 +5,7 @@ Shapes: W windows, N background texts.
 """
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ import numpy as np
 
 from .background_texts import BACKGROUND_TEXTS
 from .prompts import embed_texts
-from .timeline_files import text_as_typed, written
+from .timeline_files import written
+from .typed_text import PICTURE_TEXT
+
+_TITLE_WIDTH = 72  # characters
 
 
 @dataclass(eq=False, repr=False)
@@ -56,25 +60,26 @@ class EmotionAlignment:
 
     def plot(self, path: str | Path | None = None) -> Any:
         """The percentile over time, a line for each person; returns the `matplotlib.figure.Figure`."""
-        with text_as_typed():
-            figure = self._drawn()
+        try:
+            import matplotlib
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ImportError("plot needs matplotlib: pip install matplotlib") from None
+        with matplotlib.rc_context(PICTURE_TEXT):
+            figure = Figure(figsize=(9, 3.4), layout="constrained")
+            self._draw(figure.subplots())
             if path is not None:
                 with written(path) as unfinished:
                     figure.savefig(unfinished, dpi=110)
         return figure
 
-    def _drawn(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        axes = figure.subplots()
+    def _draw(self, axes) -> None:
         axes.axhline(50, color="0.6", lw=1, ls="--")
-        people = np.unique(self.person)
+        people = list(dict.fromkeys(self.person))
         for person in people:
-            rows = self.person == person
+            rows = np.array(self.person) == person
             middle = (self.start[rows] + self.end[rows]) / 2
-            label = f"person {person}" if len(people) > 1 else None
-            axes.plot(middle, self.percentiles[rows], marker="o", ms=4, lw=2, label=label)
+            axes.plot(middle, self.percentiles[rows], marker="o", ms=4, lw=2)
         ticks = {0: "no text fits less", 50: "like any text", 100: "no text fits better"}
         axes.set_yticks(list(ticks), [f"{name} {value}" for value, name in ticks.items()])
         axes.set(
@@ -83,10 +88,19 @@ class EmotionAlignment:
         axes.spines[["top", "right"]].set_visible(False)
         text = self.text if isinstance(self.text, str) else " / ".join(self.text)
         score = "no face found" if self.cosine is None else f"percentile {self.percentile:.0f}"
-        axes.set_title(f"“{text}” in {Path(self.video).name}: {score}", loc="left", wrap=True)
+        title = (
+            f"“{text}” in {Path(self.video).name}: {score}"  # matplotlib, as it wraps, would read a `$` as a formula
+        )
+        axes.set_title(textwrap.fill(title, _TITLE_WIDTH), loc="left")
         if len(people) > 1:
-            axes.legend(frameon=False)
-        return figure
+            axes.legend(axes.lines[1:], people, frameon=False)
+
+
+def check_text(name: str, text: str | Sequence[str]) -> None:
+    """Raises `ValueError` unless `text` is a text, or a list of texts, and none is empty."""
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+        raise ValueError(f"{name} is {text!r}, but must be a text or a list of texts, none of them empty")
 
 
 def alignment(
@@ -102,8 +116,11 @@ def alignment(
     Raises:
         ValueError: an empty text, or no background texts.
     """
-    if isinstance(background_texts, str) or not background_texts:
+    if isinstance(background_texts, str) or not isinstance(background_texts, Sequence) or not background_texts:
         raise ValueError(f"background_texts is {background_texts!r}, but must be a list of at least one text")
+    check_text("text", text)
+    for index, background_text in enumerate(background_texts):
+        check_text(f"background_texts[{index}]", background_text)
     embeds = embed_texts(timeline.checked(pipe), text, *background_texts)  # (1 + N, D)
     cosines = timeline.embeds @ embeds.T  # (W, 1 + N)
     percentiles = _percentiles(cosines)
@@ -131,4 +148,4 @@ def _percentiles(cosines: np.ndarray) -> np.ndarray:
     return 100 * ((others < of_text).mean(axis=1) + (others == of_text).mean(axis=1) / 2)
 
 
-__all__ = ["EmotionAlignment", "alignment"]
+__all__ = ["EmotionAlignment", "alignment", "check_text"]

@@ -8,21 +8,20 @@ No face is an answer like any other: `(0, 5)`, and an empty list of `Face`.
 import hashlib
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from PIL import Image
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
-YUNET = ("opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx")  # 233 kB; needs OpenCV 4.8 or newer
-# The commit that is fetched, and what its file hashes to, there and in OpenCV's own model zoo: boxes, and so scores,
-# must not change because somebody pushes another file.
-YUNET_REVISION = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"
+# 233 kB; needs OpenCV 4.8 or newer. Of one revision, and nothing else is opened: scores depend on who finds the faces.
+YUNET = {
+    "repo_id": "opencv/face_detection_yunet",
+    "filename": "face_detection_yunet_2023mar.onnx",
+    "revision": "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310",
+}
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 LONGEST_SIDE = 640  # of the picture that the built-in detectors look at: it bounds their cost for every video
 SMALLEST_FACE = 1 / 15  # of the short side; for Haar only, which would see many more false ones: 24 pixels of 360
@@ -53,8 +52,7 @@ def load_face_detector(name: str | os.PathLike | Callable[[np.ndarray], np.ndarr
 
     - "yunet": OpenCV's small network, from the Hub or its cache (`OSError` if not to be had), or a path to its .onnx.
     - "haar": the cascades that OpenCV 4 carries; no network needed, but they see few faces that are tilted or hidden.
-    - "auto": YuNet if its file is in the cache or the Hub answers within seconds, or else Haar, with a warning, since
-      the two find different boxes. To be independent of network and cache, name the detector.
+    - "auto": YuNet if its file is in the cache or the Hub answers within seconds, or else Haar, with a warning.
     - a callable: your own. Its boxes are checked and clipped; those that score under 0.5 start no track.
     """
     if callable(name):
@@ -65,13 +63,9 @@ def load_face_detector(name: str | os.PathLike | Callable[[np.ndarray], np.ndarr
     if path not in ("auto", "haar", "yunet") and not path.endswith(".onnx"):
         raise ValueError(f"{path!r} is no face detector: give auto, haar, yunet, the path of an .onnx, or a callable")
     if path == "yunet":
-        path = _checked_yunet(hf_hub_download(*YUNET, revision=YUNET_REVISION))
-    elif path == "auto" and (path := _quickly_fetched_yunet()) is None:
-        path = "haar"
-        logger.warning_once(
-            "faces are found by OpenCV's Haar cascades: YuNet's file is not in the cache, and the Hub does not give "
-            "it. Scores differ between the two; detector='haar' or 'yunet' says which one it shall be"
-        )
+        path = _checked_yunet(hf_hub_download(**YUNET, token=False))
+    elif path == "auto":
+        path = _quickly_fetched_yunet() or "haar"
     return FaceDetector(_Haar(), "haar") if path == "haar" else FaceDetector(_YuNet(path), "yunet")
 
 
@@ -132,8 +126,14 @@ class _Haar:
 
 class _YuNet:
     def __init__(self, path: str):
-        # OpenCV's default of 0.9 is for photographs; the blurred and half-hidden faces of films score less.
-        self.network = opencv().FaceDetectorYN.create(path, "", (320, 320), score_threshold=0.7)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} is no file, but must be a network of YuNet's kind, .onnx")
+        cv2 = opencv()
+        try:
+            # OpenCV's default of 0.9 is for photographs; the blurred and half-hidden faces of films score less.
+            self.network = cv2.FaceDetectorYN.create(path, "", (320, 320), score_threshold=0.7)
+        except cv2.error as error:
+            raise ValueError(f"{path} is no network of YuNet's kind, or damaged ({error})") from None
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         self.network.setInputSize((frame.shape[1], frame.shape[0]))
@@ -149,18 +149,28 @@ def _corners(boxes, scores: np.ndarray) -> np.ndarray:
 
 
 def _quickly_fetched_yunet() -> str | None:
-    if isinstance(cached := try_to_load_from_cache(*YUNET, revision=YUNET_REVISION), str):
-        return _checked_yunet(cached)
-    with suppress(Exception):  # whatever keeps it away, there is another detector, and its name tells
-        # Asked once and shortly, because hf_hub_download alone tries for half a minute where there is no network.
-        get_hf_file_metadata(hf_hub_url(*YUNET, revision=YUNET_REVISION), timeout=3)
-        return _checked_yunet(hf_hub_download(*YUNET, revision=YUNET_REVISION))
+    try:
+        path = try_to_load_from_cache(**YUNET)
+        if not isinstance(path, str):
+            # Asked once and shortly, because hf_hub_download alone tries for half a minute where there is no network.
+            get_hf_file_metadata(hf_hub_url(**YUNET), timeout=3, token=False)
+            path = hf_hub_download(**YUNET, token=False)
+        return _checked_yunet(path)
+    except Exception as error:  # whatever keeps it away, there is another detector
+        warnings.warn(
+            f"faces are looked for with haar, which finds fewer faces than yunet, whose file cannot be had: "
+            f"{type(error).__name__}: {error}. Scores depend on the detector; detector='haar' or 'yunet' fixes it.",
+            stacklevel=3,
+        )
     return None
 
 
 def _checked_yunet(path: str) -> str:
-    if (found := hashlib.sha256(Path(path).read_bytes()).hexdigest()) != YUNET_SHA256:
-        raise OSError(f"{path} is not YuNet's file: its sha256 is {found}, but must be {YUNET_SHA256}; remove it")
+    """`path`, if YuNet's file is there. Raises `OSError` for another file."""
+    with open(path, "rb") as file:
+        found = hashlib.sha256(file.read()).hexdigest()
+    if found != YUNET_SHA256:
+        raise OSError(f"{path} is not YuNet's file: its sha256 is {found}, but must be {YUNET_SHA256}; delete it")
     return path
 
 

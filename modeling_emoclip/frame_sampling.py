@@ -127,7 +127,7 @@ def check_counts(**numbers: int) -> None:
     """Raises a ValueError that names the first number which is no whole number of at least 1."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-            raise ValueError(f"{name} is {number!r}, but must be a whole number and at least 1 ({numbers})")
+            raise ValueError(f"{name} is {number!r}, but must be a whole number from 1 ({numbers})")
 
 
 __all__ = [

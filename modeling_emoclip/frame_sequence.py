@@ -25,7 +25,9 @@ from .video_streams import _UNREADABLE, _opened, _pixel_aspect, _sized, _upright
 _OUT_OF_ORDER = 4  # frames that wait to be sorted: some files show 0 2 1 3
 LONGEST_FRAME = 3600  # seconds; a slide may stay long, but a longer jump is a damaged time stamp
 _CUT_OFF = 1.0  # a stream that ends so many seconds before its header says is not whole
-HIGHEST_GRID_RATE = 1000.0  # steps per second; finer than any camera, and a bound for what a wrong number can cost
+# Steps per second, and a bound for what a wrong number can cost: the clocks of Matroska and FLV count milliseconds, so
+# that no video tells more frames apart.
+HIGHEST_GRID_RATE = 1000.0
 _HALF_A_TICK = 1e-6  # of the finest clock in use; times are sums of fractions
 _SOUND = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus")  # what MP4 can hold
 

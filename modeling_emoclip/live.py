@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of any labels while frames come in: from a webcam, a network camera, a file, or frame by frame."""
 
+import math
 import threading
 import time as clock
 from collections import deque
@@ -80,6 +81,8 @@ class EmotionStream:
     ):
         check_window(pipe.processor.video_processor, window)
         check_counts(every=every, max_waiting=max_waiting)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback is {callback!r}, but must be a function")
         labels = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
         self.pipe, self.window, self.every, self.drop = pipe, window, every, drop
         self.max_waiting, self.callback, self.dropped = max_waiting, callback, 0
@@ -128,6 +131,8 @@ class EmotionStream:
             if not self.drop:
                 raise ValueError("with drop=False results depend on the frames' times: give time")
             time = clock.monotonic() - self._started
+        if not math.isfinite(time):
+            raise ValueError(f"time is {time} s, but must be finite")
         self._take(float(time), pixels.copy)
 
     def scores(self) -> list[LiveScores]:

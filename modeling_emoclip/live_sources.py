@@ -17,7 +17,7 @@ from PIL import Image
 
 from .faces import check_frame, opencv
 from .frame_sequence import FrameSequence
-from .video_frames import open_frames
+from .video_frames import check_fps, open_frames
 from .video_limits import VideoLimits
 from .video_streams import _decoded, _upright
 
@@ -28,6 +28,7 @@ TimedPixels = tuple[float, Callable[[], np.ndarray]]
 _TIMEOUT = 10.0  # seconds without an answer, or a packet, of a network camera
 _LONGEST_STEP = 10.0  # seconds from frame to frame; more, or less than 0, is a camera that has set its clock
 _RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # by UDP, every packet that gets lost breaks a picture
+_HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(?::\d*)?"
 
 
 def frames_of(
@@ -49,6 +50,8 @@ def frames_of(
         OSError, ValueError: the source cannot be read, or no further; frames have no time, and need `fps`.
         ImportError: a webcam without OpenCV.
     """
+    if fps is not None:
+        check_fps(fps)
     if isinstance(source, int):
         return _webcam(source)
     if isinstance(source, str) and "://" in source:
@@ -105,8 +108,8 @@ def _webcam(number: int) -> Iterator[TimedPixels]:
 
 
 def _network(address: str) -> Iterator[TimedPixels]:
-    name = without_secrets(address)
-    options = _RTSP_OPTIONS if address.startswith("rtsp") else {}
+    name = _scheme_and_host(address)  # messages go into logs, passwords do not
+    options = _RTSP_OPTIONS if address.lower().startswith("rtsp") else {}
     time = offset = None
     try:
         with av.open(address, options=options, timeout=_TIMEOUT) as container:
@@ -127,15 +130,20 @@ def _network(address: str) -> Iterator[TimedPixels]:
         raise OSError(f"{name} {far} ({error.strerror})") from None
 
 
-def without_secrets(address: str) -> str:
-    """Returns scheme and host of an address: messages go into logs, and passwords and tokens must not.
+def _scheme_and_host(address: str) -> str:
+    """Returns what of an address can be shown: neither user, password, path, token nor anything that might be one.
 
-    Where a `@` stands behind the host's place, nobody can tell which part is a password, and the host is left out too.
+    A password may hold an `@`, `/`, `?` or `#` that should have been escaped: then no rule says where it ends, and the
+    host is shown only if there is one `@` to stand behind.
     """
     scheme, _, rest = address.partition("://")
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    host = "..." if "@" in rest[len(authority) :] else authority.rpartition("@")[2]
-    return f"{scheme}://{host}"
+    if not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
+        return "an address"
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    host = re.fullmatch(_HOST_AND_PORT, authority)
+    if host is None and rest.count("@") == 1:
+        host = re.fullmatch(_HOST_AND_PORT, re.split(r"[/?#]", rest.partition("@")[2], maxsplit=1)[0])
+    return f"{scheme}://{host[1] if host else '…'}"
 
 
-__all__ = ["TimedPixels", "as_pixels", "frames_of", "without_secrets"]
+__all__ = ["TimedPixels", "as_pixels", "frames_of"]

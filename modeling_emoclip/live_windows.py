@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .frame_sampling import segment_middle
-from .video_frames import Crop, FaceCrops
+from .video_frames import Crop, FaceCrops, frames_of_window
 
 _HALF_A_TICK = 1e-6  # seconds; times are sums of fractions
 
@@ -38,7 +38,7 @@ class WindowScorer:
         _, self.forward_options, self.score_options = pipe._sanitize_parameters(**options)
         processor = pipe.processor.video_processor
         self.face_crops = FaceCrops(processor.size, faces, no_face, detector)
-        self.num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
+        self.num_frames = frames_of_window(processor, window)
         self.embeds: dict[int, deque[tuple[float, torch.Tensor]]] = {}  # person -> (time, (D,))
         with torch.no_grad(), pipe.device_placement():
             pipe.class_embeds(self.forward_options["texts_by_label"])  # now, and not when the first frame is here

@@ -4,6 +4,8 @@
 Shapes: W windows, C labels, D embedding width, T frames of a window.
 """
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -11,18 +13,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .alignment import alignment
+from .alignment import alignment, check_text
 from .frame_sampling import check_counts, segment_middle
 from .frame_sequence import HIGHEST_GRID_RATE, FrameSequence, GridFrame
 from .prompts import embed_texts
 from .scores import UNCERTAIN, Scoring, make_scoring
-from .timeline_files import load, save, stretches, to_csv, to_json, to_pandas, to_srt, to_vtt
-from .timeline_pictures import Thumbnails, annotate, plot
-from .video_frames import NOBODY, Crop, FaceCrops, check_window, open_frames, progress_bar
+from .thumbnails import Thumbnails
+from .timeline_files import check_names, stretches, to_csv, to_json, to_pandas, to_srt, to_vtt
+from .timeline_folder import load, save
+from .timeline_pictures import annotate, plot
+from .video_frames import (
+    NOBODY,
+    Crop,
+    FaceCrops,
+    check_number,
+    check_window,
+    frames_of_window,
+    open_frames,
+    progress_bar,
+)
+from .video_limits import make_limits
 
 _PROBE = "a face"  # its embedding tells whether a model has the text encoder that a timeline was made with
-_HALF_A_TICK = 1e-6  # seconds; times are sums of fractions
 _MOST_STEPS = 64  # between windows, also where there is nothing to encode
+_HALF_A_TICK = 1e-6  # seconds; times are sums of fractions
 
 
 class Moment(NamedTuple):
@@ -107,6 +121,7 @@ class EmotionTimeline:
         return people[np.argsort(-windows, kind="stable")].tolist()
 
     def name_of(self, person: int) -> str:
+        check_names(self.names)
         whole_frame = person == NOBODY or self.faces == "none"
         return self.names.get(person, "whole frame" if whole_frame else f"person {person}")
 
@@ -143,6 +158,7 @@ class EmotionTimeline:
         Neighbouring windows of a person are one moment while they stay above half the height between the best of them
         and the mean of all windows. No two moments of a person overlap.
         """
+        check_text("text", text)
         check_counts(top=top)
         (text_embed,) = embed_texts(self.checked(pipe), text)
         cosine, moments = self.embeds @ text_embed, []
@@ -186,56 +202,35 @@ def make_timeline(
     **how,
 ) -> EmotionTimeline:
     """`pipe.timeline`; `scoring_options` are of `make_scoring`, and `how` is of `FaceCrops`."""
-    model, processor = pipe.model, pipe.processor.video_processor
     check_counts(batch_size=batch_size)
-    check_window(processor, window, stride)
+    check_number("stride", stride)
+    check_number("window", window)
+    if stride > window:
+        raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
+    model, processor = pipe.model, pipe.processor.video_processor
     scoring = make_scoring(model.config, candidate_labels, hypothesis_template, **scoring_options)
+    # What is longer is not read, and a window may be endless.
+    window = min(window, make_limits(processor.video_limits).max_seconds)
+    check_window(processor, window)
     frames = open_frames(video, fps, processor.video_limits, processor.guard_decoding)
-    grid = _Grid.of(processor, min(window, frames.limits.max_seconds), stride)
-    maker = _go_through(pipe, frames, grid, batch_size, progress, how)
-    # How long a video is, is known once it was read: what its header says may be missing, or wrong.
-    if maker is None:
-        grid = _Grid.of(processor, frames.end - frames.start, stride)
-        maker = _go_through(pipe, frames, grid, batch_size, progress, how)
-    columns = maker.columns(frames.start, frames.end, grid.rate)
-    settings = {"window": grid.window, "stride": grid.stride / grid.rate, "num_frames": grid.num_frames}
-    settings |= maker.face_crops.settings
-    about = {"video": frames.name, "span": (frames.start, frames.end), "size": frames.size, "error": frames.error}
+    face_crops = FaceCrops(processor.size, **how)
+    with progress_bar(frames, frames.name, progress) as bar, pipe.device_placement():
+        maker = _TimelineMaker(pipe, face_crops, _Grid(window, stride, processor), batch_size)
+        maker.read(frames, bar)
+        span, error = (frames.start, frames.end), frames.error
+        # Known only now: the header of a file may say nothing of its length, or lie. To read less than a window again
+        # costs little, and so a short video's frames are those that `segment_middle` takes of a clip.
+        if 0 < (length := span[1] - span[0]) < window - _HALF_A_TICK:
+            maker = _TimelineMaker(pipe, face_crops, _Grid(length, stride, processor), batch_size)
+            maker.read(frames, bar, most_steps=maker.num_frames)
+            error = frames.error or error
+        maker.make_windows(is_last=True)
+    columns = maker.columns(*span)
+    settings = {**maker.grid.settings, **face_crops.settings}
+    about = {"video": frames.name, "span": span, "size": frames.size, "error": error}
     scale, bias = float(model.logit_scale.exp()), 0.0 if model.logit_bias is None else float(model.logit_bias)
     scored = _scored(pipe, scoring, columns["embeds"], scale, bias) | {"logit_scale": scale, "logit_bias": bias}
     return EmotionTimeline(**columns, **settings, **about, **scored, probe=embed_texts(pipe, _PROBE)[0], pipe=pipe)
-
-
-class _Grid(NamedTuple):
-    """Which frames are read: `num_frames` of each window, evenly in time."""
-
-    window: float  # seconds
-    num_frames: int  # T
-    rate: float  # frames per second
-    stride: int  # frames from window to window
-
-    @classmethod
-    def of(cls, processor, window: float, stride: float) -> "_Grid":
-        num_frames = max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
-        window = max(window, num_frames / HIGHEST_GRID_RATE)  # a video of one frame may last no time
-        rate = num_frames / window
-        return cls(window, num_frames, rate, min(max(1, round(stride * rate)), num_frames))
-
-
-def _go_through(
-    pipe, frames: FrameSequence, grid: _Grid, batch_size: int, progress: bool, how: dict
-) -> "_TimelineMaker | None":
-    """The windows of a video; `None` if the video turns out to be shorter than one."""
-    maker = _TimelineMaker(pipe, FaceCrops(pipe.processor.video_processor.size, **how), grid, batch_size)
-    with progress_bar(frames, frames.name, progress) as bar, pipe.device_placement():
-        for frame in frames.on_grid(grid.rate):
-            maker.add(frame)
-            bar.update(int(frame.time - frames.start) - bar.n)
-        # Each window but the shortest possible one: that is for a video of a frame that lasts no time.
-        if 0 < frames.end - frames.start < grid.window - _HALF_A_TICK and grid.rate < HIGHEST_GRID_RATE:
-            return None
-        maker.make_windows(is_last=True)
-    return maker
 
 
 @torch.no_grad()
@@ -247,6 +242,16 @@ def _scored(pipe, scoring: Scoring, embeds: np.ndarray, logit_scale: float, logi
     return {"labels": list(scoring.labels), "scores": scores, **how}
 
 
+class _Grid:
+    """Equal steps of time, and windows of them."""
+
+    def __init__(self, window: float, stride: float, processor):
+        self.num_frames = frames_of_window(processor, window)  # steps of a window
+        self.rate = min(self.num_frames / window, HIGHEST_GRID_RATE)  # steps per second; a frame may last no time
+        self.stride = min(max(1, round(min(stride, window) * self.rate)), self.num_frames)  # steps between windows
+        self.settings = {"window": window, "stride": self.stride / self.rate, "num_frames": self.num_frames}
+
+
 class _TimelineMaker:
     """Turns frames on a grid of time into windows of people.
 
@@ -256,8 +261,8 @@ class _TimelineMaker:
 
     def __init__(self, pipe, face_crops: FaceCrops, grid: _Grid, batch_size: int):
         self.model, self.processor, self.face_crops = pipe.model, pipe.processor.video_processor, face_crops
-        self.encode_frames = pipe.encode_frames
-        self.num_frames, self.stride, self.batch_size = grid.num_frames, grid.stride, batch_size
+        self.encode_frames, self.batch_size = pipe.encode_frames, batch_size
+        self.grid, self.num_frames, self.stride = grid, grid.num_frames, grid.stride
         self.num_steps = self.next_start = 0
         self.crops: list[Crop] = []  # in the newest frame
         self.waiting: list[Crop] = []  # to be encoded
@@ -267,6 +272,14 @@ class _TimelineMaker:
         self.embeds = [np.empty((0, pipe.model.config.projection_dim), dtype=np.float32)]
         self.tracks = [np.empty((0, 6))]
         self.thumbnails = Thumbnails()
+
+    def read(self, frames: FrameSequence, bar, most_steps: float = math.inf):
+        """Takes the frames of a video on the grid, from its beginning; of more than `most_steps` the first."""
+        self.face_crops.start_again()
+        bar.reset()
+        for frame in itertools.takewhile(lambda frame: frame.step < most_steps, frames.on_grid(self.grid.rate)):
+            self.add(frame)
+            bar.update(int(frame.time - frames.start) - bar.n)
 
     def add(self, frame: GridFrame):
         if frame.is_new:
@@ -329,16 +342,16 @@ class _TimelineMaker:
         self.tracks.append(np.array(self.new_tracks, dtype=float).reshape(-1, 6))
         self.new_tracks = []
 
-    def columns(self, start: float, end: float, rate: float) -> dict[str, Any]:
-        """Of a video from `start` to `end`, with `rate` steps per second."""
+    def columns(self, start: float, end: float) -> dict[str, Any]:
+        """Of a video from `start` to `end`."""
         rows, embeds, tracks = map(np.concatenate, (self.rows, self.embeds, self.tracks))
         person, first_step, num_seen = rows[:, :3].T.astype(int)
-        window_start = start + first_step / rate
+        window_start = start + first_step / self.grid.rate
         return {
             "embeds": embeds,
             "person": person,
             "start": window_start,
-            "end": np.minimum(window_start + self.num_frames / rate, end),
+            "end": np.minimum(window_start + self.num_frames / self.grid.rate, end),
             "box": rows[:, 3:],
             "num_frames_seen": num_seen,
             "tracks": tracks,

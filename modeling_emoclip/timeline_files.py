@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A timeline as tables, subtitles and a folder that holds all of it; each file appears at once whole, or not at all.
+"""A timeline as tables and subtitles; each file appears at once whole, or not at all.
 
 Functions whose first argument is a timeline are methods of `EmotionTimeline`.
 """
@@ -9,24 +9,16 @@ import csv
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from .typed_text import csv_cell, srt_text, vtt_text
 from .video_frames import NOBODY
 
-_ARRAYS = ("scores", "embeds", "person", "start", "end", "box", "num_frames_seen", "tracks", "probe")
-_ABOUT = "video labels span size window stride num_frames faces no_face detector error temperature".split()
-_ABOUT += "multi_label abstain_below logit_scale logit_bias names".split()
-_LARGEST_THUMBNAIL = 1024  # pixels; ours are far smaller
-_VERSION = 2  # of what `save` writes
+_LONGEST_SUFFIX = 20  # characters, far more than those of formats have
 
 
 class Stretch(NamedTuple):
@@ -83,21 +75,20 @@ def to_csv(timeline, path: str | Path | None = None) -> str:
     """One row for each window. Returns the text; writes it, if a path is given. The columns are
 
     person, start, end (seconds), face_found, num_frames_seen (of the window), x0, y0, x1, y1 (mean box), label (the
-    answer: the one with the highest score, or "uncertain") and `score_LABEL` for each label. A label that a
-    spreadsheet would take for a formula begins with `'`.
+    answer: the one with the highest score, or "uncertain") and `score_LABEL` for each label. A label that spreadsheets
+    would take for a formula stands behind a `'`.
     """
     columns, text = _columns(timeline), io.StringIO()
     columns["label"] = list(map(csv_cell, columns["label"]))
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(csv_cell, columns))
     writer.writerows(zip(*columns.values(), strict=True))
-    return _write(text.getvalue(), path)
+    return write_text(text.getvalue(), path)
 
 
 def to_json(timeline, path: str | Path | None = None) -> str:
     """What is known but for embeddings and thumbnails: about the video, people, their windows and boxes."""
-    about = {name: value for name, value in _about(timeline).items() if name not in ("thumbnail_times", "version")}
-    people = []
+    about, people = about_timeline(timeline), []
     for person in timeline.people:
         track = timeline.tracks[timeline.tracks[:, 1] == person]
         boxes = np.round(np.delete(track, 1, axis=1), 3).tolist()  # time, x0, y0, x1, y1
@@ -107,15 +98,16 @@ def to_json(timeline, path: str | Path | None = None) -> str:
     columns["scores"] = [dict(zip(timeline.labels, row, strict=True)) for row in scores]
     windows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     about |= {"complete": timeline.complete, "face_found": timeline.face_found}
-    return _write(json.dumps({**about, "people": people, "windows": windows}, ensure_ascii=False, indent=1), path)
+    return write_text(json.dumps({**about, "people": people, "windows": windows}, ensure_ascii=False, indent=1), path)
 
 
 def to_srt(timeline, path: str | Path | None = None) -> str:
     """Subtitles: one cue for each stretch of time with the same highest label of a person."""
     cues = []
-    for number, (start, end, name, label) in enumerate(_cues(timeline), start=1):
-        cues.append(f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{srt_text(name)}: {srt_text(label)}\n")
-    return _write("\n".join(cues), path)
+    for number, (start, end, *texts) in enumerate(_cues(timeline), start=1):
+        name, label = map(srt_text, texts)
+        cues.append(f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{name}: {label}\n")
+    return write_text("\n".join(cues), path)
 
 
 def to_vtt(timeline, path: str | Path | None = None) -> str:
@@ -124,72 +116,7 @@ def to_vtt(timeline, path: str | Path | None = None) -> str:
     for start, end, *texts in _cues(timeline):
         name, label = map(vtt_text, texts)
         cues.append(f"{_clock(start, '.')} --> {_clock(end, '.')}\n<v {name}>{name}: {label}</v>\n")
-    return _write("\n".join(cues), path)
-
-
-def save(timeline, folder: str | Path) -> Path:
-    """All but the pipeline, as `timeline.json` and `timeline.safetensors` in a folder; `load` reads it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(getattr(timeline, name)) for name in _ARRAYS}
-    for person, kept in timeline.thumbnails.items():
-        for number, (_, picture) in enumerate(kept):
-            tensors[f"thumbnail.{person}.{number}"] = np.frombuffer(picture, dtype=np.uint8)
-    with written(folder / "timeline.safetensors") as unfinished:
-        save_file(tensors, unfinished)
-    _write(json.dumps(_about(timeline), ensure_ascii=False, indent=1), folder / "timeline.json")
-    return folder
-
-
-def load(cls, folder: str | Path, pipe: Any = None):
-    """A timeline that `save` wrote. It needs no model; `search` and `rescore` then take a pipeline, here or there.
-
-    Raises:
-        FileNotFoundError, ValueError: the folder holds no timeline, or one that is not whole.
-    """
-    folder = Path(folder)
-    try:
-        about = json.loads((folder / "timeline.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "timeline.safetensors")
-    except (ValueError, RecursionError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no timeline, or a damaged one: {error}") from None
-    try:
-        fields = _checked(about, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder} does not hold what this version of the package writes: {error!r}") from None
-    return cls(**fields, pipe=pipe)
-
-
-def _checked(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The fields of a timeline, from what somebody's files hold: they are all there, no others, and fit together."""
-    if about.pop("version") != _VERSION:
-        raise ValueError("it is of another version")
-    if unknown := set(about) - {*_ABOUT, "thumbnail_times"}:
-        raise ValueError(f"timeline.json has the unknown {', '.join(sorted(unknown))}")
-    num_windows, num_labels = len(tensors["person"]), len(about["labels"])
-    shapes = {"scores": (num_windows, num_labels), "box": (num_windows, 4), "tracks": (len(tensors["tracks"]), 6)}
-    shapes |= {name: (num_windows,) for name in ("person", "start", "end", "num_frames_seen")}
-    shapes |= {"embeds": (num_windows, len(tensors["probe"])), "probe": (len(tensors["probe"]),)}
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
-            raise ValueError(
-                f"{name} of timeline.safetensors has the shape {tensors[name].shape}, but must be {shape}, and finite"
-            )
-    thumbnails = {}
-    for person, times in about["thumbnail_times"].items():
-        pictures = [tensors[f"thumbnail.{person}.{number}"] for number in range(len(times))]
-        for picture in pictures:
-            with Image.open(io.BytesIO(picture.tobytes()), formats=["JPEG"]) as image:  # of others PIL starts programs
-                if max(image.size) > _LARGEST_THUMBNAIL:
-                    raise ValueError(f"a thumbnail of person {person} has {image.width} x {image.height} pixels")
-        thumbnails[int(person)] = [(float(time), one.tobytes()) for time, one in zip(times, pictures, strict=True)]
-    texts = [*about["labels"], about["video"], *about["names"].values()]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"labels, video and names must be texts, but are {texts!r:.200}")
-    fields = {name: about[name] for name in _ABOUT} | {name: tensors[name] for name in _ARRAYS}
-    fields |= {"names": {int(person): name for person, name in about["names"].items()}, "thumbnails": thumbnails}
-    (first, last), (width, height) = about["span"], about["size"]
-    return fields | {"span": (float(first), float(last)), "size": (int(width), int(height))}
+    return write_text("\n".join(cues), path)
 
 
 @contextlib.contextmanager
@@ -197,9 +124,10 @@ def written(path: str | Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` if nothing goes wrong, Ctrl-C included, and else leaves nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Short, since `path` may have the longest name there can be; and another one in each thread.
-    suffix = path.suffix if len(path.suffix) < 10 else ""  # tells libraries the format
-    unfinished = path.with_name(f".unfinished.{uuid.uuid4().hex}{suffix}")
+    # A name of its own for each writer, threads among them, and short, since `path.name` may be as long as names can
+    # be; it keeps the suffix, by which matplotlib and FFmpeg choose a format. tempfile would change the permissions.
+    suffix = path.suffix if len(path.suffix) <= _LONGEST_SUFFIX else ""
+    unfinished = path.with_name(f".unfinished.{os.urandom(8).hex()}{suffix}")
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -207,22 +135,8 @@ def written(path: str | Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def text_as_typed() -> Iterator[None]:
-    """Within it matplotlib takes no text for a formula: `$` is a dollar.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        import matplotlib.figure
-    except ImportError:
-        raise ImportError("plot needs matplotlib: pip install matplotlib") from None
-    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
-        yield
-
-
-def _write(text: str, path: str | Path | None) -> str:
+def write_text(text: str, path: str | Path | None) -> str:
+    """Writes a text, if a path is given, and returns it."""
     if path is not None:
         with written(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="\n")
@@ -238,9 +152,22 @@ def _columns(timeline) -> dict[str, list]:
     return columns | dict(zip(map("score_{}".format, timeline.labels), timeline.scores.T.tolist(), strict=True))
 
 
-def _about(timeline) -> dict[str, Any]:
-    times = {person: [time for time, _ in kept] for person, kept in timeline.thumbnails.items()}
-    return {"version": _VERSION, **{name: getattr(timeline, name) for name in _ABOUT}, "thumbnail_times": times}
+def check_names(names: dict[int, str]) -> None:
+    """Raises `ValueError` unless `names` has a text for each of its persons."""
+    for person, name in names.items():
+        if isinstance(person, bool) or not isinstance(person, (int, np.integer)):
+            raise ValueError(f"names has {person!r}, but its keys must be numbers of persons")
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"names[{person}] is {name!r}, but must be a text")
+
+
+def about_timeline(timeline) -> dict[str, Any]:
+    """All fields but arrays and pictures."""
+    names = "video labels span size window stride num_frames faces no_face detector error".split()
+    names += "temperature multi_label abstain_below logit_scale logit_bias".split()
+    check_names(timeline.names)
+    persons = {int(person): name for person, name in timeline.names.items()}
+    return {name: getattr(timeline, name) for name in names} | {"names": persons}
 
 
 def _cues(timeline) -> list[tuple[float, float, str, str]]:

@@ -7,7 +7,6 @@ Functions whose first argument is a timeline are methods of `EmotionTimeline`.
 import colorsys
 import contextlib
 import heapq
-import io
 import math
 import os
 import tempfile
@@ -21,39 +20,20 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .frame_sampling import check_counts
 from .frame_sequence import FrameSequence
-from .timeline_files import cells, text_as_typed, written
+from .thumbnails import thumbnail_pixels
+from .timeline_files import cells, written
+from .typed_text import PICTURE_TEXT, one_line
 from .video_frames import open_frames, progress_bar
 from .video_limits import VideoDecodeError
 
 # Far apart in hue or lightness, also for the colour-blind in the first eight; more labels get more hues.
 _COLOURS = "3b76b0 f08c2e 4f9d4b d1495b 8d6bb0 e8c547 57b8b2 8c5a3c f29fb5 1d3557 a3c644 7d7d7d".split()
-_THUMBNAIL = 112  # pixels, the longer side
-_MOST_THUMBNAILS = 8  # of a person; there are always at least half as many, evenly in time, if the person stays
 _WIDTH, _LEFT, _RIGHT = 14.0, 1.5, 0.35  # of a picture and its margins, inches
 _TICK = Fraction(1, 90_000)  # of a second; whole for all usual frame rates
 _LONGEST_SIDE = 16_384  # pixels; libx264's
 _MOST_CELLS = 240  # of a lane; more are averaged, since the eye could not tell them apart
-
-
-class Thumbnails:
-    """A few small pictures of each person, spread over the time that the person is seen."""
-
-    def __init__(self):
-        self.kept: dict[int, list[tuple[float, bytes]]] = {}  # person -> (time, JPEG)
-        self._pauses: dict[int, float] = {}  # person -> seconds between two
-
-    def offer(self, person: int, time: float, pixels: np.ndarray):
-        kept, pause = self.kept.setdefault(person, []), self._pauses.setdefault(person, 0.5)
-        if kept and time - kept[-1][0] < pause:
-            return
-        image, file = Image.fromarray(pixels), io.BytesIO()
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        image.save(file, format="JPEG", quality=85)
-        kept.append((time, file.getvalue()))
-        if len(kept) > _MOST_THUMBNAILS:
-            del kept[1::2]
-            self._pauses[person] *= 2
 
 
 def plot(timeline, path: str | Path | None = None, most_people: int = 12) -> Any:
@@ -69,36 +49,42 @@ def plot(timeline, path: str | Path | None = None, most_people: int = 12) -> Any
     Returns:
         The `matplotlib.figure.Figure`, which notebooks show.
     """
-    with text_as_typed():
-        figure = _drawn(timeline, most_people)
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plot needs matplotlib: pip install matplotlib") from None
+    check_counts(most_people=most_people)
+    people = sorted(timeline.people[:most_people], key=lambda one: timeline.start[timeline.person == one][0])
+    lanes = {person: _blocks(timeline, person) for person in people}
+    with matplotlib.rc_context(PICTURE_TEXT):
+        figure = Figure()
+        _draw_lanes(figure, timeline, lanes)
         if path is not None:
             with written(path) as unfinished:
                 figure.savefig(unfinished, dpi=110)
     return figure
 
 
-def _drawn(timeline, most_people: int) -> Any:
-    from matplotlib.figure import Figure
+def _draw_lanes(figure, timeline, lanes: dict[int, list[tuple]]) -> None:
+    """All of the picture; `lanes` are person -> `_blocks`."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
-    people = sorted(timeline.people[:most_people], key=lambda one: timeline.start[timeline.person == one][0])
-    lanes = {person: _blocks(timeline, person) for person in people}
     used = sorted({index for blocks in lanes.values() for _, _, index, _ in blocks})
     header = 0.6 + 0.23 * math.ceil(len(used) / 6)  # inches, as all sizes here
-    height = header + max(len(people), 1) + 0.4
-    figure = Figure(figsize=(_WIDTH, height))
-    axes = _empty_lanes(figure, max(len(people), 1), header, timeline.span)
+    height = header + max(len(lanes), 1) + 0.4
+    figure.set_size_inches(_WIDTH, height)
+    axes = _empty_lanes(figure, max(len(lanes), 1), header, timeline.span)
     axes[-1].xaxis.set_major_locator(MaxNLocator(12, steps=[1, 1.5, 2, 3, 6, 10]))
     for axis, (person, blocks) in zip(axes, lanes.items(), strict=False):
         _draw_lane(axis, timeline, person, blocks)
-    if not people:
+    if not lanes:
         axes[0].text(0.5, 0.5, "nobody to show", transform=axes[0].transAxes, ha="center", size=16, color="0.4")
     patches = [Patch(color=_colour(index), label=_short(timeline.answer_name(index), 34)) for index in used]
     legend = {"loc": "upper left", "bbox_to_anchor": (0, 1 - 0.35 / height), "frameon": False, "fontsize": 10}
     figure.legend(handles=patches, ncols=6, columnspacing=1.5, handlelength=1.2, **legend)
-    figure.text(0.1 / _WIDTH, 1 - 0.1 / height, _title(timeline, len(people)), va="top", size=12)
-    return figure
+    figure.text(0.1 / _WIDTH, 1 - 0.1 / height, _title(timeline, len(lanes)), va="top", size=12)
 
 
 def _empty_lanes(figure, number: int, header: float, span: tuple[float, float]) -> list:
@@ -137,7 +123,7 @@ def _draw_faces(axis, timeline, person: int, inch: float):
     first, last = timeline.span
     lane_inches = axis.get_position().height * axis.figure.get_figheight()
     for time, picture in timeline.thumbnails.get(person, []):
-        pixels = np.asarray(Image.open(io.BytesIO(picture), formats=["JPEG"]))
+        pixels = thumbnail_pixels(picture)
         width = height * lane_inches * inch * pixels.shape[1] / pixels.shape[0]
         left = min(max(time - width / 2, first), last - width)
         if left > room:
@@ -196,6 +182,7 @@ def _paled(index: int, strength: float) -> tuple[float, ...]:
 
 
 def _short(text: str, most: int) -> str:
+    text = one_line(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -227,6 +214,7 @@ def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = 
     processor = timeline.pipe and timeline.pipe.processor.video_processor
     how = {"limits": processor.video_limits, "guarded": processor.guard_decoding} if processor else {}
     frames, paint = open_frames(timeline.video if video is None else video, fps, **how), _Painter(timeline)
+    frames.limits.check_size(timeline.video, *timeline.size)  # a loaded timeline may say anything
     frames.size = timeline.size
     bar, sound = progress_bar(frames, str(path), progress), tempfile.TemporaryDirectory()
     with bar, sound, written(path) as unfinished, av.open(str(unfinished), "w") as container:
@@ -303,7 +291,7 @@ class _Painter:
         best = int(self.timeline.answers(scores[None])[0])
         text = f"{_short(self.timeline.answer_name(best), 40)} {scores.max():.2f}"
         if len(self.tracks) > 1:
-            text = f"{self.timeline.name_of(person)}: {text}"
+            text = f"{_short(self.timeline.name_of(person), 40)}: {text}"
         colour = tuple(round(255 * channel) for channel in _colour(best))
         draw.rectangle(box.tolist(), outline=colour, width=self.line)
         _, _, right, bottom = draw.textbbox((0, 0), text, font=self.font)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels, names and titles that people type, written so that every format shows them as they were typed.
-
-Pictures need nothing of this: `matplotlib.rc_context({"text.parse_math": False})` draws a `$` as a `$`.
-"""
+"""Labels, names and titles that people type, written so that every format shows them as they were typed."""
 
 import html
 import re
 
+# For `matplotlib.rc_context`, around all that makes texts: a `$` is a `$` then, and begins no formula.
+PICTURE_TEXT = {"text.parse_math": False, "text.usetex": False}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets begin a formula with, by OWASP's "CSV Injection"
 _MARKDOWN = re.compile(r"([\\`*\[\]|$~]|(?<!\w)_|_(?!\w)|^[#>+-]|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
 _WORD_JOINER = "\u2060"  # seen by nobody; between `<` and `b` it keeps a player from reading a tag
@@ -40,4 +39,4 @@ def vtt_text(text: str) -> str:
     return html.escape(one_line(text), quote=False)
 
 
-__all__ = ["csv_cell", "markdown_text", "one_line", "srt_text", "vtt_text"]
+__all__ = ["PICTURE_TEXT", "csv_cell", "markdown_text", "one_line", "srt_text", "vtt_text"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """All frames of whatever is a video here, and the faces in them."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +19,40 @@ from .video_decoding import _open_image, _resolve
 from .video_guard import GuardedFrames
 from .video_inputs import channels_first, is_in_memory, is_rescaled, select_frames, split_batch
 from .video_limits import VideoLimits, make_limits
-from .video_streams import sane_rate
 
 NOBODY = -1  # the "person" of frames without a face, where they are scored as a whole
 NO_FACE = ("nothing", "frame")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises `ValueError` unless `value` is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value > 0:
+        raise ValueError(f"{name} is {value!r}, but must be a number above 0")
+
+
+def check_fps(value: Any) -> None:
+    """Raises `ValueError` unless `value` is a finite number above 0."""
+    check_number("fps", value)
+    if value == math.inf:
+        raise ValueError("fps is inf, but must be finite")
+
+
+def frames_of_window(processor, window: float) -> int:
+    """Returns how many frames the video processor reads of so many seconds."""
+    return max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
+
+
+def check_window(processor, window: float) -> None:
+    """Raises `ValueError` unless `window` is a finite number above 0 that has room for the processor's frames."""
+    check_number("window", window)
+    if window == math.inf:
+        raise ValueError("window is inf s, but must be finite")
+    num_frames = frames_of_window(processor, window)
+    if num_frames > window * HIGHEST_GRID_RATE:
+        raise ValueError(
+            f"window is {window:g} s, but must be at least {num_frames / HIGHEST_GRID_RATE:g} s: its frames, "
+            f"{num_frames} here, are at most {HIGHEST_GRID_RATE:,} a second"
+        )
 
 
 def open_frames(
@@ -57,8 +88,7 @@ class _ListedFrames(FrameSequence):
         super().__init__(source, name, limits)
         if fps is None:
             raise ValueError(f"{name} is made of frames without time stamps: give fps, their number per second")
-        if sane_rate(fps) is None:
-            raise ValueError(f"fps is {fps!r}, but must be the number of frames per second, above 0 and at most 1,000")
+        check_fps(fps)
         self.fps, self.duration = fps, len(source) / fps
         limits.check_length(name, len(source), self.duration)
 
@@ -70,23 +100,10 @@ class _ListedFrames(FrameSequence):
         return np.asarray(_open_image(frame, self.limits)) if isinstance(frame, str) else frame
 
 
-def check_window(processor, window: float, stride: float | None = None) -> None:
-    """Raises a ValueError for a window, or a stride, in seconds, that is none or would ask for too many frames."""
-    for name, value in {"window": window, "stride": window if stride is None else stride}.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ValueError(f"{name} is {value!r}, but must be a number of seconds above 0")
-    if stride is not None and stride > window:
-        raise ValueError(f"window is {window} s and stride {stride} s, but 0 < stride <= window must hold")
-    if not processor.fps and processor.num_frames / window > HIGHEST_GRID_RATE:
-        raise ValueError(
-            f"window is {window} s, but must be at least {processor.num_frames / HIGHEST_GRID_RATE} s: it has "
-            f"{processor.num_frames} frames, and at most {HIGHEST_GRID_RATE:,.0f} a second are read"
-        )
-
-
 def progress_bar(frames: FrameSequence, name: str, is_shown: bool) -> tqdm:
-    """In whole seconds of video."""
-    total = round(frames.duration) if frames.duration else None
+    """In whole seconds of video; what a header says of its length is shown if a video can be so long."""
+    is_known = frames.duration and 0 < frames.duration <= frames.limits.max_seconds < math.inf
+    total = round(frames.duration) if is_known else None
     return tqdm(total=total, unit="s", desc=os.path.basename(name), disable=not is_shown)
 
 
@@ -115,6 +132,10 @@ class FaceCrops:
         name = self._detect and self._detect.name
         self.settings = {"faces": "callback" if callable(faces) else faces, "no_face": no_face, "detector": name}
 
+    def start_again(self) -> None:
+        """Forgets the people that were seen: the next frame is the first of a video."""
+        self.tracker = FaceTracker()
+
     def __call__(self, frame: GridFrame) -> list[Crop]:
         height, width = frame.pixels.shape[:2]
         whole_frame = np.array([0, 0, width, height], dtype=np.float32)
@@ -140,11 +161,15 @@ def in_memory_frames(video: Any, name: str) -> list[np.ndarray]:
 
 
 __all__ = [
+    "HIGHEST_GRID_RATE",
     "NOBODY",
     "NO_FACE",
     "Crop",
     "FaceCrops",
+    "check_fps",
+    "check_number",
     "check_window",
+    "frames_of_window",
     "in_memory_frames",
     "open_frames",
     "progress_bar",

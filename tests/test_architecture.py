@@ -37,7 +37,9 @@ FLOORS = {
     "background_texts": 0,
     "frame_encoder": 1,
     "read_ahead": 0,
+    "thumbnails": 0,
     "timeline_files": 3.5,
+    "timeline_folder": 4,
     "alignment": 4,
     "timeline_pictures": 4,
     "timeline": 4.5,
@@ -59,7 +61,7 @@ STANDARD = set(
     "collections colorsys contextlib copy csv dataclasses difflib fractions functools heapq io itertools".split()
 )
 STANDARD |= set("hashlib html numbers uuid warnings json logging math operator os pathlib re threading".split())
-STANDARD |= set("tempfile time typing".split())
+STANDARD |= set("tempfile textwrap time typing".split())
 STANDARD |= set(
     "atexit ctypes faulthandler queue resource select signal struct subprocess sys weakref".split()
 )  # the guarded process

@@ -4,6 +4,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+from modeling_emoclip.faces import opencv
 from training.export import write_model
 
 ROOT = Path(__file__).parents[1]
 
 # Python tells the hook of every file, connection, program and pickled class that it is about to use.
 LOAD_AND_CALL = """
-import json, os, sys
+import json, os, sys, warnings
+import huggingface_hub
 import av, decord, torch, torchvision, transformers  # what they read when they are imported is their business
 from transformers import pipeline
 folder, clip, report = sys.argv[1:]
@@ -29,8 +32,11 @@ def note(event, arguments):
         if not isinstance(path, int):
             writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) if mode is None else set(mode) & set("wxa+")
             events.append(["write" if writes else "read", os.path.realpath(os.fsdecode(path))])
-    elif event in ("socket.connect", "socket.getaddrinfo", "pickle.find_class", "os.system", "subprocess.Popen"):
+    elif event in ("pickle.find_class", "os.system", "subprocess.Popen"):
         events.append([event, str(arguments)])
+    elif event in ("socket.connect", "socket.getaddrinfo"):
+        events.append([event, str(arguments)])
+        raise OSError("a test has no network")
     elif event in ("os.remove", "os.rename", "os.mkdir", "shutil.rmtree"):
         events.append(["write", os.path.realpath(os.fsdecode(arguments[0]))])
 
@@ -40,8 +46,15 @@ pipe(clip, candidate_labels=["a smile", "a frown"])
 pipe.embed([clip], progress=False)
 pipe.timeline(clip, ["a smile", "a frown"], faces="none", progress=False)
 assert type(pipe).__module__.startswith("transformers_modules"), type(pipe)
+found = {"": events}
+for is_offline in (False, True):
+    events = found["offline" if is_offline else "online"] = []
+    huggingface_hub.constants.HF_HUB_OFFLINE = is_offline
+    with warnings.catch_warnings(record=True) as caught:
+        timeline = pipe.timeline(clip, ["a smile", "a frown"], no_face="frame", progress=False)
+    assert timeline.detector == "haar" and "haar" in str(caught[0].message), caught
 with open(report, "w") as file:
-    json.dump(events, file)
+    json.dump(found, file)
 """
 
 
@@ -52,7 +65,8 @@ def events(clip_dir, write_clip, tmp_path_factory):
     write_model(folder, EmoCLIPModel.from_clip(clip_dir), EmoCLIPProcessor.from_clip(clip_dir, num_frames=4))
     (place / "empty").mkdir()
     command = [sys.executable, "-IB", "-c", LOAD_AND_CALL, str(folder), str(clip), str(place / "report.json")]
-    env = os.environ | {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
+    env = {name: value for name, value in os.environ.items() if not re.search("proxy|^HF_", name, re.IGNORECASE)}
+    env |= {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
     run = subprocess.run(
         command, cwd=place / "empty", env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
@@ -61,12 +75,22 @@ def events(clip_dir, write_clip, tmp_path_factory):
     return found, folder, cache, clip
 
 
-def of_kind(events, *kinds):
-    return [what for kind, what in events[0] if kind in kinds]
+def of_kind(events, *kinds, call=""):
+    """`call` is a time line that looks for faces, "online" or "offline"; else of all that was done before."""
+    return [what for kind, what in events[0][call] if kind in kinds]
 
 
 def test_it_opens_no_connection_and_unpickles_nothing(events):
     assert not of_kind(events, "socket.connect", "socket.getaddrinfo", "pickle.find_class", "os.system")
+
+
+@pytest.mark.skipif(opencv() is None, reason="needs OpenCV 4: pip install emoclip[faces]")
+def test_looking_for_faces_asks_the_hub_alone_for_the_detectors_file_and_nobody_when_offline(events):
+    asked = of_kind(events, "socket.getaddrinfo", "socket.connect", call="online")
+    assert asked and all(what.startswith("('huggingface.co', 443,") for what in asked)
+    assert not of_kind(events, "socket.getaddrinfo", "socket.connect", call="offline")
+    for call in ("online", "offline"):
+        assert not of_kind(events, "pickle.find_class", "os.system", call=call)
 
 
 def test_it_starts_python_alone_to_read_videos_in(events):

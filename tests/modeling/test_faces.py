@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +62,11 @@ def test_no_face_is_an_answer(haar, shape):
 
 
 @needs_opencv
-def test_auto_does_not_wait_for_a_network_and_says_what_it_took(monkeypatch, tmp_path):
-    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda *file, revision: None)
+def test_auto_does_not_wait_for_a_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda **file: None)
     start = time.perf_counter()
-    said = []
-    monkeypatch.setattr(faces.logger, "warning_once", said.append)
-    assert load_face_detector().name == "haar"  # conftest: HF_HUB_OFFLINE
-    assert "Haar cascades" in said[0]
+    with pytest.warns(UserWarning, match=r"haar.* finds fewer faces than yunet, .* cannot be had: OfflineMode"):
+        assert load_face_detector().name == "haar"  # conftest: HF_HUB_OFFLINE
     assert time.perf_counter() - start < 3
 
 
@@ -91,25 +91,70 @@ class Network:
         return 1, row
 
 
+@pytest.fixture
+def cached_yunet(monkeypatch, tmp_path):
+    """A file that stands for YuNet's, where the Hub's cache has it; and a network that must not be asked."""
+    path = tmp_path / "models--opencv--face_detection_yunet" / "snapshots" / faces.YUNET["revision"]
+    path.mkdir(parents=True)
+    path = path / faces.YUNET["filename"]
+    path.write_bytes(b"weights")
+    monkeypatch.setattr(faces, "YUNET_SHA256", hashlib.sha256(b"weights").hexdigest())
+    for name in ("try_to_load_from_cache", "hf_hub_download"):
+        monkeypatch.setattr(faces, name, partial(getattr(faces, name), cache_dir=tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address: pytest.fail(f"{address} is asked"))
+    return path
+
+
 @needs_opencv
-def test_yunet(monkeypatch, tmp_path):
+def test_yunet(monkeypatch, cached_yunet, tmp_path):
     network = Network()
     monkeypatch.setattr(faces.opencv(), "FaceDetectorYN", network)
-    cached = tmp_path / "yunet.onnx"
-    cached.write_bytes(b"in place of the file")
-    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda *file, revision: str(cached))
-    with pytest.raises(OSError, match=r"yunet\.onnx is not YuNet's file: its sha256 is"):
-        load_face_detector("auto")  # somebody has put another file there
-    monkeypatch.setattr(faces, "YUNET_SHA256", hashlib.sha256(b"in place of the file").hexdigest())
-    detector = load_face_detector("auto")
-    assert detector.name == "yunet" and network.path == str(cached)
-    assert load_face_detector(Path("/models/mine.onnx")).name == "yunet" and network.path == "/models/mine.onnx"
+    for name in ("auto", "yunet"):
+        detector = load_face_detector(name)
+        assert detector.name == "yunet" and network.path == str(cached_yunet)
+    own = tmp_path / "mine.onnx"
+    own.touch()
+    assert load_face_detector(own).name == "yunet" and network.path == str(own)
     frame = np.zeros((1280, 640, 3), dtype=np.uint8)
     assert detector(frame).shape == (0, 5)
     frame[200:300, 100:180] = (255, 0, 0)
     np.testing.assert_allclose(detector(frame), [[100, 200, 180, 300, 0.8]])
     frame[:, 630:] = (255, 0, 0)  # as far as the frame's edge
     np.testing.assert_allclose(detector(frame), [[100, 0, 640, 1280, 0.8]])
+
+
+@needs_opencv
+def test_yunets_file_is_that_of_one_revision_and_nothing_else_is_opened(monkeypatch, cached_yunet):
+    assert len(faces.YUNET["revision"]) == 40
+    monkeypatch.setattr(faces.opencv(), "FaceDetectorYN", None)
+    cached_yunet.write_bytes(b"another network")
+    with pytest.raises(
+        OSError, match=rf"{cached_yunet.name} is not .*: its sha256 is .*, but must be {faces.YUNET_SHA256}"
+    ):
+        load_face_detector("yunet")
+    with pytest.warns(UserWarning, match="haar.* cannot be had: .* its sha256 is"):
+        assert load_face_detector("auto").name == "haar"
+
+
+@needs_opencv
+def test_yunet_is_asked_for_without_the_users_token(monkeypatch):
+    asked = []
+    monkeypatch.setattr(faces, "try_to_load_from_cache", lambda **file: None)
+    monkeypatch.setattr(faces, "get_hf_file_metadata", lambda url, **how: asked.append((url, how)))
+    monkeypatch.setattr(faces, "hf_hub_download", lambda **how: asked.append((None, how)) or "/nowhere")
+    with pytest.warns(UserWarning, match="cannot be had"):
+        load_face_detector("auto")
+    assert [how["token"] for _, how in asked] == [False, False]
+    assert faces.YUNET["revision"] in asked[0][0] and faces.YUNET.items() <= asked[1][1].items()
+
+
+@needs_opencv
+def test_a_network_of_ones_own_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.onnx"):
+        load_face_detector(tmp_path / "nowhere.onnx")
+    (tmp_path / "bad.onnx").write_text("no network")
+    with pytest.raises(ValueError, match=r"bad\.onnx is no network of YuNet's"):
+        load_face_detector(tmp_path / "bad.onnx")
 
 
 def test_without_opencv_the_error_names_the_extra_and_the_rest_works(monkeypatch, photo):

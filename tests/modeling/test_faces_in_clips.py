@@ -153,7 +153,10 @@ def test_alignment_is_the_cosine_and_its_place_among_other_texts(pipe, film, tmp
     assert timeline.alignment("a smile", ["a smile"]).percentile == 50, "a text is as good as itself"
     read = json.loads(aligned.to_json(tmp_path / "alignment.json"))
     assert read["text"] == "a smile" and len(read["percentiles"]) == len(aligned.start)
-    aligned.plot(tmp_path / "alignment.png")
+    figure = aligned.plot(tmp_path / "alignment.png")
+    lines = figure.axes[0].lines[1:]  # the first one is that of 50
+    assert len(lines) == len(set(aligned.person))
+    assert sorted(value for line in lines for value in line.get_ydata()) == sorted(aligned.percentiles)
     assert (tmp_path / "alignment.png").stat().st_size > 5000
     assert pipe.alignment(film, ["a smile", "wide open eyes"], **options).num_background_texts == 121
 

@@ -150,7 +150,7 @@ def test_every_way_to_hand_over_several_clips(model, clip_dir, clips):
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        (LABELS, {"batch_size": 0}, "batch_size is 0, but must be a whole number and at least 1"),
+        (LABELS, {"batch_size": 0}, "batch_size is 0, but must be a whole number from 1"),
         (LABELS, {"batch_size": 1.5}, r"batch_size is 1\.5"),
         (LABELS, {"num_workers": -1}, "num_workers is -1"),
         (LABELS, {"temperature": "2"}, "temperature is '2', but must be a number"),

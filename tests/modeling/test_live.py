@@ -2,6 +2,7 @@
 """Live scores: as the offline pipeline's, never late, and every failure comes out."""
 
 import itertools
+import math
 import threading
 import time
 
@@ -222,9 +223,14 @@ def test_closing_ends_the_thread_and_the_source(pipe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 0}, "window is 0"),
-        ({"every": 0}, "every is 0"),
-        ({"max_waiting": 0}, "max_waiting is 0"),
+        ({"window": 0}, "window is 0, but must be a number above 0"),
+        ({"window": math.nan}, "window is nan, but must"),
+        ({"window": math.inf}, "window is inf s, but must be finite"),
+        ({"window": 1e-6}, r"window is 1e-06 s, but must be at least 0\.004 s"),
+        ({"every": 0}, "every is 0, but must be a whole number from 1"),
+        ({"every": 1.5}, r"every is 1\.5, but must"),
+        ({"max_waiting": 0}, "max_waiting is 0, but must"),
+        ({"callback": "print"}, "callback is 'print', but must be a function"),
         ({"faces": "some"}, "faces is 'some'"),
         ({"no_face": "what"}, "no_face is 'what'"),
     ],
@@ -256,6 +262,12 @@ def test_bad_frames_times_and_sources(pipe, tmp_path):
             list(stream.run(FRAMES))
         with pytest.raises(ValueError, match="source is None"):
             list(stream.run(None))
+        for fps in (0, -1, math.nan, math.inf, "25"):
+            with pytest.raises(ValueError, match=r"fps is .*, but must be"):
+                list(stream.run(iter(FRAMES), fps=fps))
+        for moment in (math.nan, math.inf, -math.inf):
+            with pytest.raises(ValueError, match=r"time is .*, but must be"):
+                stream.push(FRAMES[0], moment)
     (tmp_path / "text.mp4").write_text("not a video")
     with stream_of(pipe) as stream, pytest.raises(ValueError, match=r"text\.mp4"):
         list(stream.run(tmp_path / "text.mp4"))

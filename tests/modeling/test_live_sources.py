@@ -66,10 +66,49 @@ def test_an_address(pipe, address, tmp_path):
     assert [values(now.scores) for now in results] == [pytest.approx(values(now.scores)) for now in from_file]
     with (
         stream_of(pipe) as stream,
-        pytest.raises(OSError, match=r"http://127\.0\.0\.1:\d+ cannot be opened") as error,
+        pytest.raises(OSError, match=r"^http://127\.0\.0\.1 cannot be opened") as error,
     ):
-        list(stream.run(f"{address}/nowhere.mp4"))
+        list(stream.run(f"{address}/nowhere.mp4?token=secret"))
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://camera.local:554/live", "rtsp://camera.local"),
+        ("rtsp://user:s3cret@host:554/live", "rtsp://host"),
+        ("rtsp://user:s3@cret@host/live", "rtsp://host"),
+        ("rtsp://user:s3/cret@host:554/live", "rtsp://host"),
+        ("rtsp://user:s3/cret@host/live/@s3cret", "rtsp://…"),
+        ("rtsp://user:s3/c@ret@host", "rtsp://…"),
+        ("rtsp://user:s3?cret#s3@host:554/live", "rtsp://host"),
+        ("rtsp://user:1/s3cret@host/live", "rtsp://user"),  # who reads it as an address goes to that host
+        ("rtsp://s3cret@[2001:db8::1]:554/live", "rtsp://[2001:db8::1]"),
+        ("http://host/clip.mp4?token=s3cret", "http://host"),
+        ("http://host?token=s3@cret", "http://host"),
+        ("https://host/s3cret/clip.mp4#s3cret", "https://host"),
+        ("srt://host:9000?passphrase=s3cret&streamid=a@s3cret", "srt://host"),
+        ("udp://@239.0.0.1:1234?key=s3cret", "udp://239.0.0.1"),
+        ("rtsp:s3cret://host", "an address"),
+        ("rtmp://", "rtmp://"),
+        ("http://[s3cret/", "http://…"),
+    ],
+)
+def test_messages_name_scheme_and_host_of_an_address_and_nothing_else(monkeypatch, address, shown):
+    def refuse(*args, **options):
+        raise av.error.InvalidDataError(1, "Invalid data found", address)  # as FFmpeg does
+
+    class Empty:
+        streams = type("", (), {"video": []})
+        __enter__, __exit__ = (lambda self: self), (lambda self, *exception: None)
+
+    monkeypatch.setattr(live_sources.av, "open", lambda *args, **options: Empty())
+    with pytest.raises(ValueError, match=rf"^{re.escape(shown)} has no video stream$"):
+        next(live_sources.frames_of(address, None, True, threading.Event()))
+    monkeypatch.setattr(live_sources.av, "open", refuse)
+    with pytest.raises(OSError, match=rf"^{re.escape(shown)} cannot be opened") as error:
+        next(live_sources.frames_of(address, None, True, threading.Event()))
+    assert "s3" not in str(error.value) and "ret" not in str(error.value)
 
 
 class RtspCamera(socketserver.StreamRequestHandler):

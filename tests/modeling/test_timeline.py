@@ -2,6 +2,7 @@
 """Windows of people in a video: which they are, and that their scores are the pipeline's."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import av
@@ -270,7 +271,13 @@ def test_saved_and_loaded(pipe, timeline, tmp_path, clip_dir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stride": 0}, "stride"),
+        ({"stride": 0}, "stride is 0, but must be a number above 0"),
+        ({"stride": math.nan}, "stride is nan, but must"),
+        ({"window": math.nan}, "window is nan, but must"),
+        ({"window": "2"}, "window is '2', but must"),
+        ({"window": 1e-6, "stride": 1e-6}, r"window is 1e-06 s, but must be at least 0\.008 s: its frames, 8 here"),
+        ({"batch_size": 0}, "batch_size is 0, but must be a whole number from 1"),
+        ({"batch_size": 2.5}, r"batch_size is 2\.5, but must"),
         ({"window": 1, "stride": 2}, "stride <= window"),
         ({"faces": "some"}, "faces is 'some'"),
         ({"no_face": "crash"}, "no_face is 'crash'"),
@@ -280,6 +287,55 @@ def test_saved_and_loaded(pipe, timeline, tmp_path, clip_dir):
 def test_bad_arguments(pipe, film, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipe.timeline(film, **({"candidate_labels": LABELS, "detector": find_squares, **QUIET} | arguments))
+
+
+@pytest.mark.parametrize("fps", [0, -1, math.nan, math.inf, "25", True])
+def test_a_rate_of_frames_that_is_none_is_refused(pipe, timeline, fps, tmp_path):
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"fps is .*, but must be"):
+        pipe.timeline(frames, LABELS, faces="none", fps=fps, **QUIET)
+    with pytest.raises(ValueError, match=r"fps is .*, but must be"):
+        timeline.annotate(tmp_path / "out.mp4", video=frames, fps=fps, **QUIET)
+
+
+@pytest.mark.parametrize("top", [-1, 0, 1.5, None, True])
+def test_a_number_of_moments_that_is_none_is_refused(timeline, top):
+    with pytest.raises(ValueError, match=f"top is {top}, but must be a whole number from 1"):
+        timeline.search("a smile", top=top)
+
+
+@pytest.mark.parametrize("text", ["", "  ", [], ["a smile", ""], 3, None])
+def test_a_search_without_a_text_says_so(timeline, text):
+    for ask in (timeline.search, timeline.alignment):
+        with pytest.raises(ValueError, match=r"text is .*, but must be a text or a list of texts"):
+            ask(text)
+    with pytest.raises(ValueError, match=r"background_texts\[1\] is .*, but must be a text"):
+        timeline.alignment("a smile", ["a frown", text])
+
+
+def test_names_are_texts_of_persons(timeline, tmp_path):
+    for names, message in (({0: 7}, r"names\[0\] is 7, but must be a text"), ({"0": "Anna"}, "names has '0'")):
+        one = replace(timeline, names=names)
+        for use in (one.to_srt, one.to_json, one.plot, lambda one=one: one.save(tmp_path)):
+            with pytest.raises(ValueError, match=message):
+                use()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("most_people", [0, -1, 1.5])
+def test_a_picture_of_so_few_people_is_refused(timeline, most_people):
+    with pytest.raises(ValueError, match="most_people is"):
+        timeline.plot(most_people=most_people)
+
+
+def test_a_model_that_has_changed_since_cannot_score_an_old_timeline(clip_dir, film):
+    pipe = make_pipe(clip_dir)
+    timeline = pipe.timeline(film, LABELS, faces="none", **QUIET)
+    with torch.no_grad():
+        pipe.model.text_projection.weight.copy_(torch.randn_like(pipe.model.text_projection.weight))
+    for ask in (lambda: timeline.rescore(["calm"]), lambda: timeline.search("a smile")):
+        with pytest.raises(ValueError, match="another text encoder"):
+            ask()
 
 
 def test_ctrl_c_stops_at_once(pipe, film):

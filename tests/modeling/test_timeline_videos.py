@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Videos of every kind and with every fault: the right answer, what could be read, or one clear error."""
 
+import math
+import re
+import struct
+
 import av
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from test_timeline import LABELS, QUIET, RED, draw_people, find_squares, make_pi
 from video_files import write_video
 
 from modeling_emoclip.frame_sampling import segment_middle
-from modeling_emoclip.video_frames import open_frames
+from modeling_emoclip.video_frames import open_frames, progress_bar
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,99 @@ def test_one_frame(run, tmp_path):
     timeline = run(write_people(tmp_path / "one.mp4", seconds=0.04))
     assert len(timeline) == 1 and timeline.complete and timeline.end[0] == pytest.approx(0.04)
     assert len(timeline.to_srt().split("\n\n")) == 1 and timeline.plot()
+
+
+def remux(source, path, **options):
+    """The same packets in another container."""
+    with av.open(str(source)) as original, av.open(str(path), "w", options=options) as container:
+        copied = container.add_stream_from_template(original.streams.video[0])
+        for packet in original.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copied
+                container.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """1.5 s, with the length in the header, and without."""
+    path = write_people(tmp_path_factory.mktemp("short") / "short.mp4", seconds=1.52)
+    return path, remux(path, path.with_name("raw.h264")), remux(path, path.with_name("recorded.mkv"), live="1")
+
+
+def test_a_video_shorter_than_a_window_is_one_window_whether_or_not_its_header_has_a_duration(run, short):
+    assert [open_frames(path).duration is None for path in short] == [False, True, True]
+    expected, *others = (run(path, window=8, stride=4, faces="none") for path in short)
+    for one in (expected, *others):
+        assert one.num_frames_seen.tolist() == [8] and one.window == pytest.approx(1.52) and one.complete
+        assert (one.start[0], one.end[0]) == pytest.approx((0, 1.52))
+        assert one.tracks[:, 0] == pytest.approx(1.52 * (np.arange(8) + 0.5) / 8)
+        assert np.abs(one.scores - expected.scores).max() < 1e-5
+
+
+def test_an_endless_window_is_the_whole_video(run, short):
+    for path in short:
+        whole = run(path, window=math.inf, faces="none")
+        assert whole.num_frames_seen.tolist() == [8] and whole.window == pytest.approx(1.52)
+
+
+def test_a_processor_with_a_frame_rate_reads_a_short_video_at_that_rate(clip_dir, short):
+    pipe = make_pipe(clip_dir)
+    pipe.processor.video_processor.fps = 4
+    for path in short:
+        for window in (8, math.inf):
+            timeline = pipe.timeline(path, LABELS, window=window, faces="none", **QUIET)
+            assert timeline.num_frames == 6 and timeline.num_frames_seen.tolist() == [6]
+
+
+def test_a_video_read_twice_has_the_same_people_as_one_read_once(run, short):
+    twice, once = run(short[0], window=8), run(short[0], window=1.52)
+    assert twice.people == once.people == [0] and twice.box == pytest.approx(once.box)
+    assert len(twice.thumbnails[0]) == len(once.thumbnails[0]) and np.abs(twice.scores - once.scores).max() < 1e-5
+
+
+def make_lying_files(folder):
+    """4 s whose headers say -1 s, 61 microseconds, 0.04 s, and 10 hours."""
+    path = write_people(folder / "honest.mp4", seconds=4, fps=8)
+    late = folder / "late.mkv"  # begins at 5 s, so that a DURATION of 4 s is over before it begins
+    with av.open(str(late), "w", options={"avoid_negative_ts": "disabled"}) as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for index in range(32):
+            frame = av.VideoFrame.from_ndarray(draw_people(index / 8, {RED: (0, 4, 8)}), format="rgb24")
+            frame.pts = 40 + index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = late.read_bytes()
+    late.write_bytes(re.sub(rb"\d\d:\d\d:\d\d\.\d+", b"00:00:04.000000000", data, count=1))
+    for name, duration in (("tick", b"00:00:05.000100000"), ("days", b"10:00:00.000000000")):
+        (folder / f"{name}.mkv").write_bytes(re.sub(rb"\d\d:\d\d:\d\d\.\d+", duration, data, count=1))
+    data = bytearray(path.read_bytes())
+    place = data.find(b"mdhd") + 20
+    data[place : place + 4] = struct.pack(">I", 1)
+    (folder / "tick.mp4").write_bytes(data)
+    return path, [late, folder / "tick.mkv", folder / "tick.mp4"], folder / "days.mkv"
+
+
+def test_a_header_that_lies_about_the_duration_changes_no_window(run, tmp_path):
+    honest, lying, too_long = make_lying_files(tmp_path)
+    expected = run(honest, stride=1, faces="none")
+    assert len(expected) == 3
+    for path in (*lying, too_long):
+        timeline = run(path, stride=1, faces="none", progress=True)
+        assert timeline.complete == (path != too_long), timeline.error
+        assert (timeline.window, timeline.stride, timeline.num_frames) == (2, 1, 8)
+        assert timeline.start - timeline.span[0] == pytest.approx(expected.start, abs=0.01)
+        assert np.abs(timeline.scores - expected.scores).max() < 1e-5
+
+
+def test_a_duration_that_is_no_number_does_not_stop_the_progress_bar():
+    frames = open_frames(np.zeros((4, 8, 8, 3), np.uint8), fps=4)
+    for duration in (-1.0, 0.0, math.nan, math.inf, 1e300):
+        frames.duration = duration
+        with progress_bar(frames, "video", True) as bar:
+            bar.update(1)
+            assert bar.total is None
 
 
 def test_rotated(run, tmp_path):

@@ -101,7 +101,7 @@ def test_a_shorter_video_is_one_window_whether_its_header_says_how_long_it_is_or
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 1e-6, "stride": 1e-6}, r"window is 1e-06 s, but must be at least 0\.008 s: it has 8 frames"),
+        ({"window": 1e-6, "stride": 1e-6}, r"window is 1e-06 s, but must be at least 0\.008 s"),
         ({"window": float("nan")}, "window is nan, but must be"),
         ({"stride": float("nan")}, "stride is nan, but must be"),
         ({"stride": 0}, "stride is 0, but must be"),
