@@ -157,21 +157,24 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     ) -> EmotionTimeline:
         """Scores labels on every person in every window of a video of any length.
 
-        The video is decoded once, and of each window as many frames are taken, evenly in time, as the checkpoint's
-        video processor has `num_frames`. Each face in them is encoded once, however much windows overlap. Memory does
-        not grow with the video's length, but for what is kept of each window (an embedding) and person (boxes, a few
-        thumbnails): about 0.2 MB a minute and person with 512 numbers, one window a second.
+        The video is decoded once (one that is shorter than a window twice), and of each window as many frames are
+        taken, evenly in time, as the checkpoint's video processor has `num_frames`. Each face in them is encoded once,
+        however much windows overlap. Memory does not grow with the video's length, but for what is kept of each window
+        (an embedding) and person (boxes, a few thumbnails): about 0.2 MB a minute and person with 512 numbers, one
+        window a second.
 
         Args:
             video, candidate_labels, hypothesis_template: as of a call; one video.
-            window: seconds; a shorter video is one window.
+            window: seconds; a shorter video is one window, whatever its header says of its length. At most 1,000
+                frames a second are read.
             stride: seconds from window to window, rounded to the distance of two frames; at most `window`. The last
                 window ends with the video.
             faces: `"all"`; `"largest"` in each frame; a function that gets the faces of a frame and returns those
                 that count (`faces.choose_faces`); or `"none"` for clips that are cropped already: the whole frame.
             no_face: what stands for frames without a face: `"nothing"`, or `"frame"`, the whole frame. A window in
                 which more than half of a person's frames are missing has no entry.
-            detector: name of a face detector, see `faces.load_face_detector`, or a function from a frame
+            detector: name of a face detector, see `faces.load_face_detector`: `"auto"` may ask the Hub for a file; or
+                a function from a frame
                 `(H, W, 3)`, uint8, RGB, to boxes `(n, 5)`: x0, y0, x1, y1, score.
             fps: frames per second of a folder, list or array of frames; files have time stamps.
             batch_size: faces, or windows, that are encoded at once.

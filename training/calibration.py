@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.model_selection import GroupKFold
 from sklearn.utils.extmath import softmax
+
+from modeling_emoclip.typed_text import PICTURE_TEXT
 
 NUM_BINS = 15  # of equal width, as in the paper
 NUM_FOLDS = 5
@@ -115,6 +118,7 @@ def _report(probabilities: np.ndarray, references: np.ndarray) -> dict:
     }
 
 
+@rc_context(PICTURE_TEXT)
 def draw_reliability(path: Path, report: dict, title: str = "") -> None:
     """Before and after, above: how often clips of a score are right, beside the score; below: how many there are.
 
@@ -150,7 +154,6 @@ def draw_reliability(path: Path, report: dict, title: str = "") -> None:
         axes[0, 0].bar(0, 0, color=color, label=label)
     axes[0, 0].legend(loc="upper left", frameon=False, fontsize=9)
     axes[1, 0].set_ylabel("clips")
-    title = title.replace("$", r"\$")  # matplotlib would take it for a formula
     numbers = f"{report['num_clips']:,} clips, {100 * report['accuracy']:.1f} % right"
     figure.suptitle(f"{title}\n{numbers}" if title else numbers, x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=110, format="png")

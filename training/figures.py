@@ -4,12 +4,16 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from modeling_emoclip.typed_text import PICTURE_TEXT
 
 LARGE = 15  # with more classes, names stand upright and cells are small
 
 
+@rc_context(PICTURE_TEXT)
 def draw_confusion(path: Path, metrics: dict, title: str = "") -> None:
     """Rows are what the clips show, columns what the model says. A cell holds its percentage of the row and its number
     of clips, and is empty if there are none; classes that no clip shows have no row.
@@ -19,7 +23,7 @@ def draw_confusion(path: Path, metrics: dict, title: str = "") -> None:
         metrics: with `confusion_matrix`, `labels`, `uar`, `war`.
     """
     confusion = np.array(metrics["confusion_matrix"])
-    names = [name.replace("$", r"\$") for name in metrics["labels"]]  # matplotlib would take it for a formula
+    names = metrics["labels"]
     occurring = np.flatnonzero(confusion.sum(axis=1))
     confusion = confusion[occurring]  # (classes with clips, C)
     shares = confusion / confusion.sum(axis=1, keepdims=True)
@@ -47,6 +51,7 @@ def draw_confusion(path: Path, metrics: dict, title: str = "") -> None:
     figure.savefig(path, dpi=110, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
+@rc_context(PICTURE_TEXT)
 def draw_history(path: Path, history: list[dict], title: str = "") -> None:
     """Loss on the training and the validation clips by epoch."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
