@@ -29,8 +29,8 @@ else:
     decord.logging.set_level(decord.logging.QUIET)
 
 _UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
-# decord 0.6 was tried on thousands of damaged files. It aborts when the header promises absurdly many frames, and
-# segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which no look at the packets can tell.
+# decord 0.6 was tried on thousands of damaged files. It aborts when the header promises absurdly many frames or hours,
+# and segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which no look at the packets can tell.
 _DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 _HIGHEST_RATE = 1000.0  # frames per second; a header that promises more is damaged
 _WIDEST_PIXEL = 4.0  # width by height, or height by width; of the shapes in use the widest is 2 (half-width DVD)
@@ -174,7 +174,8 @@ def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameT
             and stream.frames in (0, len(times))
             and stream.codec_context.name in _DECORD_CODECS
             and not is_cut_off
-            and _pixel_aspect(stream) == 1,
+            and _pixel_aspect(stream) == 1
+            and (container.duration or 0) <= limits.max_seconds * av.time_base,
             width=_shown_size(stream)[0],
             height=_shown_size(stream)[1],
             limits=limits,

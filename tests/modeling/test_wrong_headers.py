@@ -88,6 +88,17 @@ def test_a_duration_that_is_none_is_unknown(tmp_path):
     assert open_frames(path).duration is None and open_frames(path, guarded=False).duration is None
 
 
+def test_a_container_that_says_it_lasts_for_decades_is_read_all_the_same(tmp_path):
+    """decord aborts on it, and so never gets it."""
+    path = write(tmp_path / "clip.webm.mkv")
+    data = bytearray(path.read_bytes())
+    place = data.find(b"\x44\x89\x88") + 3  # the element Duration, of 8 bytes
+    data[place : place + 8] = struct.pack(">d", 1e12)
+    path.write_bytes(data)
+    frames, metadata = read_video(path, lambda _: np.arange(3))
+    assert len(frames) == 3 and metadata.total_num_frames == 32
+
+
 @pytest.mark.parametrize("window", [8.0, float("inf")])
 def test_a_shorter_video_is_one_window_whether_its_header_says_how_long_it_is_or_not(pipe, tmp_path, window):
     named, raw = write(tmp_path / "clip.mp4"), write(tmp_path / "clip.h264")
