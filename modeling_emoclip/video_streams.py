@@ -170,7 +170,9 @@ def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameT
             is_usable=is_usable,
             is_cut_off=is_cut_off,
             num_promised=stream.frames if stream.frames <= limits.max_frames else 0,  # else the header is damaged
+            # Of some AVI files decord gives other frames from run to run.
             suits_decord=len(container.streams.video) == 1
+            and container.format.name != "avi"
             and stream.frames in (0, len(times))
             and stream.codec_context.name in _DECORD_CODECS
             and not is_cut_off
