@@ -20,7 +20,16 @@ import av
 import numpy as np
 
 from .video_limits import VideoDecodeError, VideoLimits
-from .video_streams import _UNREADABLE, _opened, _pixel_aspect, _sized, _upright, sane_duration, sane_rate
+from .video_streams import (
+    _UNREADABLE,
+    _opened,
+    _pixel_aspect,
+    _sized,
+    _upright,
+    has_no_times,
+    sane_duration,
+    sane_rate,
+)
 
 _OUT_OF_ORDER = 4  # frames that wait to be sorted: some files show 0 2 1 3
 LONGEST_FRAME = 3600  # seconds; a slide may stay long, but a longer jump is a damaged time stamp
@@ -183,6 +192,7 @@ class FileFrames(FrameSequence):
         try:
             with _opened(self.source, self.name, self.limits) as (container, stream):
                 zero, aspect = (container.start_time or 0) / av.time_base, _pixel_aspect(stream)
+                is_counted = has_no_times(container, stream)
                 for packet in self.watch(container.demux(stream)):
                     try:
                         frames = packet.decode()
@@ -195,7 +205,8 @@ class FileFrames(FrameSequence):
                         self.faults.append(f"no further frame within {self.limits.time_limit:g} s")
                         break
                     for frame in frames:
-                        time = (end or 0.0) if frame.pts is None else float(frame.pts * frame.time_base) - zero
+                        is_timed = frame.pts is not None and not is_counted
+                        time = float(frame.pts * frame.time_base) - zero if is_timed else end or 0.0
                         end = time + (float(frame.duration * frame.time_base) if frame.duration else 1 / self.fps)
                         yield TimedFrame(time, end, partial(_upright, frame, aspect))
                         since = clock.monotonic()  # not counting what others do with the frame

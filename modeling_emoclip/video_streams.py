@@ -148,6 +148,15 @@ def _opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS
         yield container, streams[0]
 
 
+def has_no_times(container, stream: av.VideoStream) -> bool:
+    """Whether the times of a file's frames are in another order than the frames.
+
+    AVI has no times. FFmpeg counts packets, and where frames are stored in another order than they are shown, as B frames
+    are, the count is not their order; decord then gives other frames from run to run.
+    """
+    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+
+
 def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameTable:
     times, keyframe_times, is_cut_off = [], [], False
     with _opened(source, name, limits) as (container, stream):
@@ -161,6 +170,7 @@ def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameT
             elif not packet.is_discard:  # those only help to decode the ones after them
                 times.append(packet.pts)
         is_usable = bool(times) and None not in times and len(set(times)) == len(times)
+        is_usable = is_usable and not has_no_times(container, stream)
         if is_usable:
             limits.check_length(name, len(times), float((max(times) - min(times)) * stream.time_base))
         return _FrameTable(
@@ -170,9 +180,7 @@ def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameT
             is_usable=is_usable,
             is_cut_off=is_cut_off,
             num_promised=stream.frames if stream.frames <= limits.max_frames else 0,  # else the header is damaged
-            # Of some AVI files decord gives other frames from run to run.
             suits_decord=len(container.streams.video) == 1
-            and container.format.name != "avi"
             and stream.frames in (0, len(times))
             and stream.codec_context.name in _DECORD_CODECS
             and not is_cut_off
@@ -341,6 +349,7 @@ __all__ = [
     "Decoded",
     "VideoFacts",
     "ask_for_frames",
+    "has_no_times",
     "read_stream",
     "sane_duration",
     "sane_rate",
