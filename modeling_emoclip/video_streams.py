@@ -151,8 +151,8 @@ def _opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS
 def has_no_times(container, stream: av.VideoStream) -> bool:
     """Whether the times of a file's frames are in another order than the frames.
 
-    AVI has no times. FFmpeg counts packets, and where frames are stored in another order than they are shown, as B frames
-    are, the count is not their order; decord then gives other frames from run to run.
+    AVI has no times. FFmpeg counts packets, and where frames are stored in another order than they are shown, as B
+    frames are, the count is not their order; decord then gives other frames from run to run.
     """
     return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
 
