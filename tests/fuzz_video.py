@@ -37,7 +37,8 @@ from modeling_emoclip.video_decoding import read_video
 from modeling_emoclip.video_limits import VideoDecodeError
 
 TIME_LIMIT = 10.0  # seconds for a file, of `VideoLimits`
-LIMITS = {"time_limit": TIME_LIMIT, "max_seconds": 600}  # of a service; a day of time line is legal, and no hang
+# Of a service: a day of time line, or 25 pictures of 4096 x 4096 to draw into, are legal, and no hang.
+LIMITS = {"time_limit": TIME_LIMIT, "max_seconds": 600, "max_pixels": 4096 * 2304}
 HANG = 3 * TIME_LIMIT  # after which the caller is taken for hung
 LARGEST_GROWTH = 0.05  # of the caller's memory, from the second tenth of the run to the last
 
