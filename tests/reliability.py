@@ -3,8 +3,8 @@
 
 python tests/fuzz_video.py --number 3000 --record
 python tests/fuzz_video.py --number 3000 --in-process --record
-python tests/fuzz_video.py --number 3000 --time-lines --record
-python tests/fuzz_video.py --number 3000 --time-lines --in-process --record
+python tests/fuzz_video.py --number 980 --time-lines --record
+python tests/fuzz_video.py --number 980 --time-lines --in-process --record
 python tests/long_run.py --record
 python tests/hostile_files.py --record
 python tests/guard_cost.py --record
