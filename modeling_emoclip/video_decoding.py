@@ -108,7 +108,8 @@ def _resolve(source, name: str) -> tuple[str | bytes | list[str], str]:
 
 def _resolve_path(path: str) -> tuple[str | list[str], str]:
     if re.match(r"[a-z]+://", path):
-        raise ValueError(f"{path} is a URL: download it first and give the path or the bytes of the file")
+        shown = re.sub(r"(?<=://).*@|[?#].*", "", path)  # without passwords and tokens
+        raise ValueError(f"{shown} is a URL: download it first and give the path or the bytes of the file")
     if os.path.isdir(path):
         names = sorted(filter(is_image_path, os.listdir(path)), key=_natural_key)
         names = [name for name in names if not name.startswith(".")]

@@ -186,6 +186,12 @@ def test_bytes_are_those_of_the_pictures_that_decode(tmp_path, guarded):
         read_video(path, lambda _: np.arange(8), limits={"max_bytes": 10**6}, guarded=guarded)
 
 
+def test_an_address_is_refused_without_its_secrets():
+    with pytest.raises(ValueError, match=r"^rtsp://host/1 is a URL") as refused:
+        read_video("rtsp://user:pa/ss@host/1?token=abc", lambda _: np.arange(1))
+    assert "pa/ss" not in str(refused.value) and "abc" not in str(refused.value)
+
+
 # --- pixels that are not square
 
 
