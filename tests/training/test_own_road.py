@@ -91,6 +91,19 @@ def test_a_test_split_is_what_is_scored_and_a_class_may_be_missing_from_it(make_
     assert "| test | 6 of OwnVideos, `test` |" in card
 
 
+def test_one_clip_is_no_validation_part(make_folder, walk):
+    """Over one clip a contrastive loss is always 0, so that every epoch would be as good as the first."""
+    metrics, _, _ = walk(make_folder(["label", "caption"], num_train=9))
+    assert metrics["final"]["validation"]["num_clips"] >= 2
+    assert all(record["validation_loss"] > 0 for record in metrics["history"])
+
+
+def test_numbers_only_are_sent_to_the_recipe_that_predicts_them(make_folder, walk, capfd):
+    with pytest.raises(SystemExit):
+        walk(make_folder(["tension"]))
+    assert "recipes/emoclip_symptoms.yaml with data.targets=[COLUMN]" in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_captions_only(make_folder, walk):
     metrics, card, _ = walk(make_folder(["caption"], num_test=4))
     (captions,) = metrics["final"].values()

@@ -4,7 +4,6 @@
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import islice
 
 import datasets
 import numpy as np
@@ -15,10 +14,6 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 # DFER-CLIP's ablation compares these with descriptions of facial behaviour.
 TEMPLATES = {"class_name": "{}", "photo": "a photo of {}.", "expression": "an expression of {}."}
-NO_CAPTIONS = (
-    "data.text is 'caption', but the clips have none; their columns are {}. To train on a text of each label: "
-    "data.text=description, class_name, photo or expression"
-)
 TEXT_KINDS = ("caption", "description", *TEMPLATES)
 
 
@@ -71,13 +66,21 @@ def clip_texts(rows: datasets.Dataset, kind: str, class_descriptions: Mapping[st
         text_of = [class_text(name, kind, class_descriptions, names) for name in names]
         return [text_of[label] for label in rows["label"]]
     if "caption" not in rows.column_names:
-        raise ValueError(NO_CAPTIONS.format(", ".join(rows.column_names)))
+        raise ValueError(_no_captions(rows))
     captions = list(rows["caption"])
     for number, caption in enumerate(captions):
         if not caption:
             clip = rows[number].get("clip_id", number)
             raise ValueError(f"data.text is 'caption', but clip {clip!r} has an empty one")
     return captions
+
+
+def _no_captions(rows: datasets.Dataset) -> str:
+    advice = "To train on a text of each label: data.text=description, class_name, photo or expression"
+    if "label" not in rows.column_names:
+        advice = "To predict columns of numbers: recipes/emoclip_symptoms.yaml with data.targets=[COLUMN]"
+    columns = ", ".join(rows.column_names)
+    return f"data.text is 'caption', but the clips have none; their columns are {columns}. {advice}"
 
 
 def with_captions(rows: datasets.Dataset, title: str) -> datasets.Dataset:
@@ -87,7 +90,7 @@ def with_captions(rows: datasets.Dataset, title: str) -> datasets.Dataset:
         ValueError: no row has one.
     """
     if "caption" not in rows.column_names:
-        raise ValueError(NO_CAPTIONS.format(", ".join(rows.column_names)))
+        raise ValueError(_no_captions(rows))
     kept = [number for number, caption in enumerate(rows["caption"]) if caption and caption.strip()]
     if len(kept) == len(rows):
         return rows
@@ -150,8 +153,11 @@ def cut_validation(
         splitter = StratifiedKFold(num_parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is spread as far as it goes
-        parts = [part for _, part in islice(splitter.split(np.zeros(len(rows)), labels, groups), taken)]
-    validation = np.sort(np.concatenate(parts))
+        parts = [part for _, part in splitter.split(np.zeros(len(rows)), labels, groups)]
+    # One clip is none: a contrastive loss over a single clip is 0, whatever the weights are.
+    while taken < num_parts - 1 and sum(map(len, parts[:taken])) < 2:
+        taken += 1
+    validation = np.sort(np.concatenate(parts[:taken]))
     train = np.setdiff1d(np.arange(len(rows)), validation)
     if len(train) == 0 or len(validation) == 0:
         raise ValueError(
