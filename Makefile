@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	rm -rf $(RUN)
 	$(PYTHON) -m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no training/train.py training/recipes/synthetic_emoclip.yaml run.output_dir=$(RUN)
-	$(PYTHON) training/export.py $(RUN)
+	$(PYTHON) -m training.publish.export $(RUN)
 	$(PYTHON) examples/show_run.py $(RUN) $(if $(VIDEO),"$(VIDEO)")
 
 ## The tests, without network and GPU.
@@ -24,7 +24,7 @@ slow-tests: $(INSTALLED)
 
 ## The claims of both papers in the rendered world -> docs/reproduction.md: half an hour; FAST=1 in minutes, to see it run.
 reproduce: $(INSTALLED)
-	$(PYTHON) -m training.reproduce --processes 2 $(if $(FAST),--fast)
+	$(PYTHON) -m training.compare.reproduce --processes 2 $(if $(FAST),--fast)
 
 ## transformers' own tests of every model, from the source distribution of the installed version; needs network once.
 common-tests: $(INSTALLED)

@@ -19,7 +19,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from training.console import load_pipeline
+from emoclip.loading import load_pipeline
 from training.data.synthetic_faces import TARGETS, SyntheticFaces
 from training.metrics.ccc.ccc import concordance_correlation
 from training.metrics.pcc.pcc import pearson_correlation

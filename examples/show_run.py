@@ -18,7 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from modeling_emoclip.video_decoding import read_video
+from modeling_emoclip.video_reading import read_video
 from training.build import load_builder
 from training.data.face_vocabulary import HELD_OUT_EMOTIONS
 from training.recipe import load_recipe

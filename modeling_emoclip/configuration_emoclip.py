@@ -18,59 +18,49 @@ LOGIT_SCALES = {"softmax": 2.6592, "sigmoid": math.log(10)}
 @strict
 class EmoCLIPConfig(PreTrainedConfig):
     r"""
-    Two CLIP towers, a temporal transformer over the frame embeddings, and the texts that stand for the classes.
+    Configuration of two CLIP towers, a temporal transformer over frame embeddings, and the classes' texts.
 
     Args:
-        vision_config (`CLIPVisionConfig` or `dict`, *optional*): the image tower, applied to every frame.
-        text_config (`CLIPTextConfig` or `dict`, *optional*): the text tower.
+        vision_config, text_config (`CLIPVisionConfig`, `CLIPTextConfig` or `dict`, *optional*): the two towers.
         projection_dim (`int`, defaults to 512): width D of frame, video and text embeddings.
-        logit_scale_init_value (`float`, *optional*): natural logarithm of the scale of the cosine at the start of
-            training. 2.6592 as CLIP's if not given, or log(10) as SigLIP's with `contrastive_loss="sigmoid"`.
-        contrastive_loss (`str`, defaults to `"softmax"`): loss of texts and videos: `"softmax"` over the batch, the
-            papers', or `"sigmoid"` of each pair (SigLIP, arXiv 2303.15343), which has a `logit_bias`, -10 at first.
-        same_text_positives (`bool`, defaults to `True`): clips of a batch whose texts are the same are positives of
-            each other. `False` is the papers' loss: negatives. In the softmax loss the two are equal (see
-            `losses.contrastive_loss`) unless dropout gives the same texts different embeddings; in the sigmoid loss
-            they are not.
+        logit_scale_init_value (`float`, *optional*): natural logarithm of the cosine's scale at the start of training;
+            by default CLIP's 2.6592, or SigLIP's log(10) with `contrastive_loss="sigmoid"`.
+        contrastive_loss (`str`, defaults to `"softmax"`): `"softmax"` over the batch, as in both papers, or
+            `"sigmoid"` of each pair (SigLIP, arXiv 2303.15343), which adds a `logit_bias` that starts at -10.
         temporal_num_layers (`int`, defaults to 2): depth of the temporal transformer; 0 is the mean of the frames.
         temporal_num_heads (`int`, defaults to 8): attention heads of each temporal layer.
-        temporal_head_dim (`int`, defaults to 64): width of one head; the inner width is heads x head_dim and need not
-            be D. Released EmoCLIP weights have 2048 here (their code passes two arguments crossed).
+        temporal_head_dim (`int`, defaults to 64): width of one head; heads x head_dim need not be D. Released EmoCLIP
+            weights have 2048 here (their code passes two arguments crossed).
         temporal_intermediate_size (`int`, defaults to 1024): width of the MLP. 512 in released EmoCLIP weights.
-        temporal_max_frames (`int`, defaults to 256): most frames a clip may have. 1023 in EmoCLIP, 16 in DFER-CLIP.
-        temporal_residual (`bool`, defaults to `True`): the video embedding is the mean of the frame embeddings plus
-            the temporal output, whose last projection starts at zero: an untrained model scores exactly like CLIP with
-            the mean of its frames. `False` is the papers' model: the class token's output alone.
+        temporal_max_frames (`int`, defaults to 256): most frames in a clip. 1023 in EmoCLIP, 16 in DFER-CLIP.
+        temporal_residual (`bool`, defaults to `True`): add the temporal output to the mean of the frame embeddings.
+            Its last projection starts at zero, so that an untrained model scores exactly like CLIP with the mean of
+            its frames, which `from_clip` relies on. `False` is the papers' model: the class token's output alone.
         temporal_layer_norm_eps (`float`, defaults to 1e-5).
         class_descriptions (`dict[str, list[str]]`, *optional*): label -> texts that stand for it. The pipeline uses
-            them for a label that is given by its name only.
-        label_temperatures (`list[dict]`, *optional*): `{"labels": [...], "temperature": float, ...}` for each label
-            set that `training/calibrate.py` was run for: sorted labels, what their logits are divided by before the
-            softmax, and how that was found (`ece_before`, `ece_after`, `data`). The pipeline uses it for exactly
-            these labels in any order, given by their names.
+            them for labels that are given by name only.
+        label_temperatures (`list[dict]`, *optional*): one entry for each calibrated label set, with sorted `labels`,
+            the `temperature` that divides their logits before the softmax, and how it was fitted (`ece_before`,
+            `ece_after`, `data`). The pipeline applies it to exactly these labels, in any order, given by name.
 
         prompt_num_context_tokens (`int`, defaults to 8): learnable tokens beside each class text.
         prompt_class_specific_contexts (`bool`, defaults to `True`): contexts for each class, or one set for all.
         prompt_class_position (`str`, defaults to `"end"`): where the class text stands relative to the contexts:
             `"end"`, `"front"`, or `"middle"`, half of the contexts (rounded down) before it and the others after it.
-        prompt_logit_scale (`float`, *optional*, defaults to 100): fixed scale of the cosine. `None` is the learned
-            one, `exp(logit_scale)`.
-        prompt_class_embeds_frozen (`bool`, defaults to `False`): the class embeddings are stored in the checkpoint and
-            the text tower is not run in evaluation. Set by `freeze_class_embeds()` of the model.
-        class_input_ids (`list[list[int]]`, *optional*): token ids of the text of each class, without start and end
-            token, in the order of `id2label`. With them no tokenizer is needed.
-        class_weights (`list[float]`, *optional*): weight of each class in the cross-entropy, in that order too.
-        target_names (`list[str]`, *optional*): what a regression predicts. They become `id2label` where that is not
-            given.
+        prompt_logit_scale (`float`, *optional*, defaults to 100): fixed scale of the cosine; `None` learns it.
+        prompt_class_embeds_frozen (`bool`, defaults to `False`): the checkpoint holds the class embeddings, and
+            evaluation does not run the text tower. Set by `freeze_class_embeds()` of the model.
+        class_input_ids (`list[list[int]]`, *optional*): token ids of each class's text, without start and end token,
+            in the order of `id2label`. With them no tokenizer is needed.
+        class_weights (`list[float]`, *optional*): weight of each class in the cross-entropy, in the same order.
+        target_names (`list[str]`, *optional*): what a regression predicts; the default of `id2label`.
         target_ranges (`list[list[float]]`, *optional*): `[low, high]` of each target. Labels must lie in it;
-            predictions are neither scaled nor cut to it.
+            predictions are neither scaled nor clipped to it.
         regression_loss (`str`, defaults to `"mse"`): `"mse"`, `"l1"` or `"ccc"` (1 - concordance correlation).
         id2label, label2id, num_labels: the classes or targets, as in every transformers model.
 
-    Example:
-
     ```python
-    >>> from modeling_emoclip import EmoCLIPConfig, EmoCLIPModel
+    >>> from emoclip import EmoCLIPConfig, EmoCLIPModel
 
     >>> model = EmoCLIPModel(EmoCLIPConfig(temporal_num_layers=1))
     ```"""
@@ -86,7 +76,6 @@ class EmoCLIPConfig(PreTrainedConfig):
     projection_dim: int = 512
     logit_scale_init_value: float | int | None = None
     contrastive_loss: str = "softmax"
-    same_text_positives: bool = True
     temporal_num_layers: int = 2
     temporal_num_heads: int = 8
     temporal_head_dim: int = 64
@@ -107,6 +96,9 @@ class EmoCLIPConfig(PreTrainedConfig):
     target_ranges: list | None = None
     regression_loss: str = "mse"
 
+    # `import emoclip` sets this. A pipeline of installed code needs no permission to run the repository's own, which
+    # transformers asks for where a configuration names custom pipelines.
+    runs_installed_code = False
     # What transformers' Trainer does not gather from every batch of an evaluation.
     keys_to_ignore_at_inference = ["hidden_states", "attentions", "video_embeds", "text_embeds", "frame_embeds"]
 
@@ -118,8 +110,11 @@ class EmoCLIPConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in self.id2label.items()}
         if self.logit_scale_init_value is None:
             self.logit_scale_init_value = LOGIT_SCALES.get(self.contrastive_loss)
-        # transformers keeps unknown fields as attributes, which nobody reads. Those that are meant for this
-        # configuration are refused: misspelt, or of a newer version that computes something else.
+        if self.runs_installed_code:
+            kwargs.pop("custom_pipelines", None)
+        kwargs.pop("same_text_positives", None)  # of checkpoints before 0.1; it only ever changed training
+        # transformers keeps unknown fields as attributes that are never read. Fields meant for this configuration are
+        # refused: they are misspelt, or of a newer version that computes something else.
         known = list(type(self).__dataclass_fields__)
         for name in set(kwargs) - set(known):
             if name.startswith(OWN_PREFIXES) or get_close_matches(name, known, n=1, cutoff=0.85):
@@ -129,13 +124,13 @@ class EmoCLIPConfig(PreTrainedConfig):
 
     @property
     def num_frames(self) -> None:
-        """Read by transformers' `video-classification` pipeline; `None` leaves the number to the video processor."""
+        """Tells transformers' `video-classification` pipeline, by `None`, that the video processor decides."""
 
     @classmethod
     def from_clip_config(cls, clip_config: CLIPConfig, **overrides) -> "EmoCLIPConfig":
-        """The configuration that takes its towers, projection and scale from `clip_config`; `overrides` win.
+        """Returns a configuration with the towers, projection and scale of `clip_config`; `overrides` win.
 
-        With `contrastive_loss="sigmoid"` the scale is not CLIP's, see `EmoCLIPModel.from_clip`.
+        With `contrastive_loss="sigmoid"` the scale is not CLIP's: see `EmoCLIPModel.from_clip`.
         """
         from_clip = {
             "vision_config": clip_config.vision_config.to_dict(),
@@ -151,7 +146,7 @@ class EmoCLIPConfig(PreTrainedConfig):
         return cls(**(from_clip | overrides))
 
     def validate_architecture(self):
-        """Part of `@strict`: every size must be usable before any module is built."""
+        """Checks, as part of `@strict`, that every size can be built and every label has texts."""
         smallest = {
             "projection_dim": 1,
             "temporal_num_layers": 0,
@@ -169,18 +164,13 @@ class EmoCLIPConfig(PreTrainedConfig):
                 raise ValueError(f"class_descriptions[{label!r}] is {texts!r}, but must be a list of non-empty texts")
 
     def validate_label_temperatures(self):
-        """Part of `@strict`: each label set once, with a temperature that divides."""
+        """Checks, as part of `@strict`, that each label set occurs once and has a temperature above 0."""
         known = set()
         for index, entry in enumerate(self.label_temperatures or []):
-            labels, temperature = (
-                entry.get(key) if isinstance(entry, dict) else None for key in ("labels", "temperature")
-            )
-            if (
-                not isinstance(labels, list)
-                or not labels
-                or not all(isinstance(label, str) and label for label in labels)
-                or labels != sorted(set(labels))
-            ):
+            entry = entry if isinstance(entry, dict) else {}
+            labels, temperature = entry.get("labels"), entry.get("temperature")
+            are_texts = isinstance(labels, list) and all(isinstance(label, str) and label for label in labels)
+            if not labels or not are_texts or labels != sorted(set(labels)):
                 raise ValueError(
                     f"label_temperatures[{index}] has the labels {labels!r}, but must have a sorted list of distinct, "
                     "non-empty texts"
@@ -195,14 +185,14 @@ class EmoCLIPConfig(PreTrainedConfig):
             known.add(tuple(labels))
 
     def validate_contrastive_loss(self):
-        """Part of `@strict`."""
+        """Checks, as part of `@strict`, that the loss exists."""
         if self.contrastive_loss not in LOGIT_SCALES:
             raise ValueError(
                 f"contrastive_loss is {self.contrastive_loss!r}, but must be one of {tuple(LOGIT_SCALES)}"
             )
 
     def validate_prompt(self):
-        """Part of `@strict`: the class texts fit the labels and, with their contexts, the text tower."""
+        """Checks, as part of `@strict`, that class texts fit the labels and, with contexts, the text tower."""
         if self.prompt_class_position not in CLASS_POSITIONS:
             raise ValueError(f"prompt_class_position is {self.prompt_class_position!r}, but must be {CLASS_POSITIONS}")
         if self.prompt_logit_scale is not None and not 0 < self.prompt_logit_scale < math.inf:
@@ -225,7 +215,7 @@ class EmoCLIPConfig(PreTrainedConfig):
                 )
 
     def validate_targets(self):
-        """Part of `@strict`: weights, names and ranges fit the labels."""
+        """Checks, as part of `@strict`, that weights, names and ranges fit the labels."""
         if self.regression_loss not in REGRESSION_LOSSES:
             raise ValueError(f"regression_loss is {self.regression_loss!r}, but must be one of {REGRESSION_LOSSES}")
         if self.class_weights is not None:

@@ -1,43 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which frames of a clip: pure functions from a number of frames to indices.
+"""Frame sampling: pure functions from the number of frames of a clip to indices of frames.
 
-Every function returns `num_frames` indices, int64, sorted, each in `[0, total_num_frames)`. A clip with fewer frames
-than asked for repeats its frames evenly, so that no frame, as the last, weighs more than the others.
+Each returns `(num_frames,)` indices, int64, sorted, in `[0, total_num_frames)`, and raises a ValueError for a number
+below 1. Where a clip has fewer frames than wanted, they are repeated evenly, so that none weighs more than the others.
 """
 
 import numpy as np
 
 
 def segment_middle(total_num_frames: int, num_frames: int) -> np.ndarray:
-    """The middle frame of each of `num_frames` equal segments (DFER-CLIP at test time, arXiv 2308.13382).
-
-    Args:
-        total_num_frames: frames of the clip, at least 1.
-        num_frames: frames wanted, at least 1.
-
-    Returns:
-        `(num_frames,)`.
-
-    Raises:
-        ValueError: a number below 1.
-    """
+    """Returns the middle frame of each of `num_frames` equal segments (DFER-CLIP at test time, arXiv 2308.13382)."""
     check_counts(total_num_frames=total_num_frames, num_frames=num_frames)
     return (2 * np.arange(num_frames, dtype=np.int64) + 1) * total_num_frames // (2 * num_frames)
 
 
 def segment_random(total_num_frames: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """One random frame of each of `num_frames` equal segments (DFER-CLIP in training).
-
-    Args:
-        total_num_frames, num_frames: as in `segment_middle`.
-        rng: draws one number for each segment.
-
-    Returns:
-        `(num_frames,)`.
-
-    Raises:
-        ValueError: a number below 1.
-    """
+    """Returns a random frame of each of `num_frames` equal segments (DFER-CLIP in training)."""
     check_counts(total_num_frames=total_num_frames, num_frames=num_frames)
     bounds = np.arange(num_frames + 1, dtype=np.int64) * total_num_frames // num_frames
     return rng.integers(bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1))
@@ -50,19 +28,13 @@ def strided_window(
     start: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """`num_frames` frames, `stride` apart (EmoCLIP, arXiv 2310.16640).
+    """Returns `num_frames` frames that are `stride` apart (EmoCLIP, arXiv 2310.16640).
 
-    A clip too short for the window gives the middles of `num_frames` segments: a smaller stride. EmoCLIP's released
-    code runs backwards from the end there; here time always runs forwards.
+    A clip that is too short for the window gives the middles of `num_frames` segments, which is a smaller stride.
+    EmoCLIP's released code runs backwards from the end there; here time always runs forwards.
 
     Args:
-        total_num_frames, num_frames: as in `segment_middle`.
-        stride: distance of neighbours, at least 1.
-        start: first frame of the window. Without it the window is centred.
-        rng: draws the start, if `start` is not given.
-
-    Returns:
-        `(num_frames,)`.
+        start: first frame of the window; by default `rng` draws it, or without one the window is centred.
 
     Raises:
         ValueError: a number below 1, or a `start` outside the clip.
@@ -79,13 +51,13 @@ def strided_window(
     return start + stride * np.arange(num_frames, dtype=np.int64)
 
 
-# The random ones have names of their own: a generator that happens to be at hand must not make an evaluation random.
+# The random strategies have names of their own: an rng that happens to be given must not make evaluation random.
 RANDOM_STRATEGIES = ("segment_random", "strided_window_random")
 STRATEGIES = ("segment_middle", "segment_random", "strided_window", "strided_window_random")
 
 
 def check_strategy(strategy: str) -> None:
-    """Raises a ValueError that lists the strategies, if `strategy` is none of them."""
+    """Raises a ValueError that lists the strategies unless `strategy` is one of them."""
     if strategy not in STRATEGIES:
         raise ValueError(f"frame_sampling is {strategy!r}, but must be one of {', '.join(STRATEGIES)}")
 
@@ -97,16 +69,11 @@ def sample_frames(
     stride: int = 1,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """The frames that a strategy chooses.
+    """Returns the frames that one of `STRATEGIES` chooses.
 
     Args:
-        strategy: one of `STRATEGIES`.
-        total_num_frames, num_frames: as in `segment_middle`.
-        stride: of the strided windows.
-        rng: needed by `RANDOM_STRATEGIES`, not used by the others.
-
-    Returns:
-        `(num_frames,)`.
+        stride: distance of neighbouring frames in a strided window.
+        rng: required by `RANDOM_STRATEGIES`, ignored by the others.
 
     Raises:
         ValueError: an unknown strategy, a random one without `rng`, or a number below 1.
@@ -118,25 +85,15 @@ def sample_frames(
         return segment_middle(total_num_frames, num_frames)
     if strategy == "segment_random":
         return segment_random(total_num_frames, num_frames, rng)
-    return strided_window(
-        total_num_frames, num_frames, stride, rng=rng if strategy == "strided_window_random" else None
-    )
+    window_rng = rng if strategy == "strided_window_random" else None
+    return strided_window(total_num_frames, num_frames, stride, rng=window_rng)
 
 
 def check_counts(**numbers: int) -> None:
-    """Raises a ValueError that names the first number which is no whole number of at least 1."""
+    """Raises a ValueError that names the first number which is not an integer of at least 1."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
             raise ValueError(f"{name} is {number!r}, but must be a whole number from 1 ({numbers})")
 
 
-__all__ = [
-    "RANDOM_STRATEGIES",
-    "STRATEGIES",
-    "check_counts",
-    "check_strategy",
-    "sample_frames",
-    "segment_middle",
-    "segment_random",
-    "strided_window",
-]
+__all__ = ["check_counts", "check_strategy", "sample_frames", "segment_middle", "segment_random", "strided_window"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses as pure functions of tensors, and `gather_batch`, which makes the batch of several processes one.
+"""Losses as pure functions of tensors, and the all-gather with gradients that distributed training needs.
 
 Shapes: B clips, C classes, n targets, W processes.
 """
@@ -11,15 +11,15 @@ import torch.distributed as dist
 
 
 def in_several_processes() -> bool:
-    """Whether this process trains together with others."""
+    """Returns whether this process is one of several of a distributed run."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_batch(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """`(B, ...)` each -> `(W x B, ...)` each: the rows of all processes, in the order of their ranks, with gradients.
+    """All-gathers the rows of `(B, ...)` tensors to `(W x B, ...)`, by rank, with gradients.
 
-    Every process must call it, and then compute the same loss of all rows. The mean of the processes' gradients, which
-    is what DistributedDataParallel leaves in each, is then exactly the gradient of that loss.
+    Every process must call it and then compute the same loss over all rows. The mean of the processes' gradients,
+    which DistributedDataParallel leaves in each of them, is then exactly the gradient of that loss.
 
     Raises:
         ValueError: the processes have batches of different sizes.
@@ -29,7 +29,7 @@ def gather_batch(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def check_equal_batches(*tensors: torch.Tensor) -> None:
-    """Raises a ValueError, and in every process, unless all tensors of all processes have equally many rows."""
+    """Raises a ValueError in every process unless all tensors of all processes have equally many rows."""
     own = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
     sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, own)
@@ -42,7 +42,7 @@ def check_equal_batches(*tensors: torch.Tensor) -> None:
 
 
 class _GatherBatch(torch.autograd.Function):
-    # torch.distributed.nn.functional.all_gather is deprecated, and what follows it has changed its name.
+    # torch.distributed.nn.functional.all_gather is deprecated, and its successor was renamed between versions.
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -60,65 +60,47 @@ class _GatherBatch(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def same_rows(rows: torch.Tensor) -> torch.Tensor:
-    """`(B, L)` -> `(B, B)` bool, true where two rows are equal."""
-    same = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device)
-    for column in rows.t():  # at once it would be (B, B, L): 80 MB for the texts of 1,024 clips
-        same &= column[:, None] == column[None]
-    return same
-
-
-def contrastive_loss(logits_per_text: torch.Tensor, same_text: torch.Tensor | None = None) -> torch.Tensor:
-    """Symmetric cross-entropy between the texts and the videos of one batch (InfoNCE both ways).
+def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
+    """Computes the symmetric cross-entropy between the texts and the videos of one batch (InfoNCE both ways).
 
     Args:
         logits_per_text: `(B, B)`, entry (i, j) scores text i against video j; the pairs are on the diagonal.
-        same_text: `(B, B)` bool, true where texts i and j are the same. Their videos are then positives of each other
-            and share the target equally; both papers' code takes them for negatives. `None` means all texts differ.
-
-    Returns:
-        A scalar. As long as the same texts also have the same scores, `same_text` changes neither it nor its gradient:
-        what one text's row calls a negative is the positive of the other's equal row. It does with dropout in the text
-        tower, where they have not.
 
     Raises:
         ValueError: `logits_per_text` is not square.
     """
-    same_text = _checked_same_text(logits_per_text, same_text)
+    _check_pairs(logits_per_text)
     # In float32 whatever the model's dtype: with 16 bits a batch of near-equal scores has no gradient left.
     logits = logits_per_text.float()
-    targets = same_text / same_text.sum(dim=1, keepdim=True)
+    targets = torch.arange(len(logits), device=logits.device)
     text_loss = torch.nn.functional.cross_entropy(logits, targets)
     video_loss = torch.nn.functional.cross_entropy(logits.t(), targets)
     return (text_loss + video_loss) / 2
 
 
-def sigmoid_loss(logits_per_text: torch.Tensor, same_text: torch.Tensor | None = None) -> torch.Tensor:
-    """Of each of the B x B pairs on its own: do text and video belong together? (SigLIP, arXiv 2303.15343)
+def sigmoid_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
+    """Computes the loss of each of the B x B pairs on its own (SigLIP, arXiv 2303.15343, algorithm 1).
 
     Args:
-        logits_per_text: `(B, B)`, as in `contrastive_loss`, with a bias that makes "no" likely before training.
-        same_text: `(B, B)` bool, as in `contrastive_loss`; the pairs where it is true belong together.
+        logits_per_text: `(B, B)`, as in `contrastive_loss`, with a bias that makes "no match" likely before training.
 
     Returns:
-        A scalar: the sum over pairs divided by B, as in the paper's algorithm 1.
+        A scalar: the sum over pairs divided by B.
 
     Raises:
         ValueError: `logits_per_text` is not square.
     """
-    signs = _checked_same_text(logits_per_text, same_text).float() * 2 - 1  # 1: together, -1: not
+    _check_pairs(logits_per_text)
+    signs = 2 * torch.eye(len(logits_per_text), device=logits_per_text.device) - 1  # 1: a pair, -1: none
     return -torch.nn.functional.logsigmoid(signs * logits_per_text.float()).sum(dim=1).mean()
 
 
-def _checked_same_text(logits_per_text: torch.Tensor, same_text: torch.Tensor | None) -> torch.Tensor:
+def _check_pairs(logits_per_text: torch.Tensor) -> None:
     if logits_per_text.ndim != 2 or logits_per_text.shape[0] != logits_per_text.shape[1]:
         raise ValueError(
             "the contrastive loss needs one text for each video, but logits_per_text has shape "
             f"{tuple(logits_per_text.shape)}"
         )
-    if same_text is None:
-        same_text = torch.eye(len(logits_per_text), dtype=torch.bool, device=logits_per_text.device)
-    return same_text
 
 
 CONTRASTIVE_LOSSES = {"softmax": contrastive_loss, "sigmoid": sigmoid_loss}
@@ -127,9 +109,9 @@ CONTRASTIVE_LOSSES = {"softmax": contrastive_loss, "sigmoid": sigmoid_loss}
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, class_weights: Sequence[float] | None = None
 ) -> torch.Tensor:
-    """Cross-entropy of `logits (B, C)` and `labels (B,)`, integers from 0 to C - 1 -> a scalar.
+    """Computes the cross-entropy of `logits (B, C)` and `labels (B,)`, integers from 0 to C - 1.
 
-    With `class_weights` (C numbers) it is the weighted mean over the clips, as in `torch.nn.CrossEntropyLoss`.
+    With `class_weights` (C numbers) it is the weighted mean over clips, as in `torch.nn.CrossEntropyLoss`.
 
     Raises:
         ValueError: labels of another shape or type, or a label that is no class.
@@ -150,10 +132,10 @@ def classification_loss(
 
 
 def ccc_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """1 - concordance correlation coefficient (Lin, 1989), mean over the targets: two `(B, n)` -> a scalar in [0, 2].
+    """Computes 1 - concordance correlation coefficient (Lin, 1989) of two `(B, n)`: a scalar in [0, 2], target mean.
 
-    Moments are those of the batch (divided by B), in float32. Without variance, and so for one clip, it is 1 with
-    finite gradients, never NaN; targets whose variance is near 1e-8 should be scaled up.
+    Moments are the batch's (divided by B), in float32. Without variance, as for one clip, it is 1 with finite
+    gradients, never NaN; targets whose variance is near 1e-8 should be scaled up.
     """
     predictions, targets = predictions.float(), targets.float()
     predictions_mean, targets_mean = predictions.mean(dim=0), targets.mean(dim=0)  # (n,)
@@ -171,7 +153,7 @@ _REGRESSION_LOSSES = {
 
 
 def regression_loss(predictions: torch.Tensor, targets: torch.Tensor, kind: str) -> torch.Tensor:
-    """Mean squared (`"mse"`) or absolute (`"l1"`) error or `ccc_loss` (`"ccc"`) of two `(B, n)` -> a scalar."""
+    """Computes the mean squared (`"mse"`) or absolute (`"l1"`) error or `ccc_loss` (`"ccc"`) of two `(B, n)`."""
     if predictions.shape != targets.shape:
         raise ValueError(
             f"labels has shape {tuple(targets.shape)}, but must be {tuple(predictions.shape)}: (clips, num_labels)"

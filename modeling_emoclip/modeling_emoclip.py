@@ -17,7 +17,6 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_emoclip import EmoCLIPConfig
-from .losses import CONTRASTIVE_LOSSES, gather_batch, in_several_processes, same_rows
 from .temporal import EmoCLIPTemporalTransformer, masked_mean
 
 LOGIT_BIAS = -10.0  # at the start of training with the sigmoid loss, arXiv 2303.15343, section 3.2
@@ -27,13 +26,13 @@ LOGIT_BIAS = -10.0  # at the start of training with the sigmoid loss, arXiv 2303
 class EmoCLIPVideoFeatures(BaseModelOutputWithPooling):
     """
     Args:
-        last_hidden_state: `(B, 1 + T, D)`, class token and frames after the temporal transformer; the frame
-            embeddings `(B, T, D)` if there is none (`temporal_num_layers=0`).
-        pooler_output: `(B, D)`, the video embeddings, not normalised.
-        hidden_states, attentions: of the temporal layers.
-        frame_embeds: `(B, T, D)`, CLIP's projected embedding of each frame, not normalised; zero where `frame_mask`
-            is false. May be fed back as `frame_embeds`.
-        vision_model_output: output of the image tower on the `B x T` frames; `None` if `frame_embeds` were given.
+        last_hidden_state: `(B, 1 + T, D)`, class token and frames after the temporal transformer; without one
+            (`temporal_num_layers=0`) the frame embeddings `(B, T, D)`.
+        pooler_output: `(B, D)`, video embeddings, not normalised.
+        hidden_states, attentions: those of the temporal layers.
+        frame_embeds: `(B, T, D)`, projected embedding of each frame, not normalised; zero where `frame_mask` is false.
+            Later calls take it in place of pixels.
+        vision_model_output: output of the image tower for the `B x T` frames; `None` if `frame_embeds` were given.
     """
 
     frame_embeds: torch.FloatTensor | None = None
@@ -44,15 +43,15 @@ class EmoCLIPVideoFeatures(BaseModelOutputWithPooling):
 class EmoCLIPOutput(ModelOutput):
     """
     Args:
-        loss: scalar, contrastive loss, if `return_loss`; while several processes train, that of all their pairs.
+        loss: scalar contrastive loss, if `return_loss`; in distributed training over the pairs of all processes.
         logits_per_video: `(B, N)`, cosine of video and text embeddings times `exp(logit_scale)`, plus `logit_bias`
-            in a model with the sigmoid loss.
+            where the loss is the sigmoid.
         logits_per_text: `(N, B)`, its transpose.
         video_embeds: `(B, D)`, unit length.
         text_embeds: `(N, D)`, unit length.
         frame_embeds: `(B, T, D)`, not normalised.
-        video_model_output: what `get_video_features` returned.
-        text_model_output: what `get_text_features` returned; `None` if `text_embeds` were given.
+        video_model_output: output of `get_video_features`.
+        text_model_output: output of `get_text_features`; `None` if `text_embeds` were given.
     """
 
     loss: torch.FloatTensor | None = None
@@ -74,7 +73,8 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
     base_model_prefix = "emoclip"
     main_input_name = "pixel_values_videos"
     input_modalities = ("video", "text")
-    # Trainer takes any `**kwargs` for `num_items_in_batch`, and would no longer average over accumulated batches.
+    predicts: str  # what the model scores: "texts", "labels" (its classes) or "targets"
+    # Trainer would take `**kwargs` for `num_items_in_batch` and no longer average over accumulated batches.
     accepts_loss_kwargs = False
     # Auto classes that load this class as remote code; `register_for_auto_class` alone takes one.
     _auto_classes = ("AutoModel",)
@@ -87,7 +87,7 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """What the towers and the temporal transformer, which initialise themselves, leave over."""
+        """Initialises what the towers and the temporal transformer do not initialise themselves."""
         super()._init_weights(module)
         if module is getattr(self, "visual_projection", None) or module is getattr(self, "text_projection", None):
             init.normal_(module.weight, std=module.in_features**-0.5)
@@ -97,7 +97,7 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
                 init.constant_(module.logit_bias, LOGIT_BIAS)
 
     def save_pretrained(self, *args, **kwargs):
-        """As in transformers; the saved config names this class for all of its Auto classes."""
+        """Saves the model as transformers does, with a config that names this class for all its Auto classes."""
         if self._auto_class is not None:
             reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
             auto_map = getattr(self.config, "auto_map", None) or {}
@@ -107,18 +107,18 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_clip(cls, name_or_path: str, *, revision: str | None = None, token=None, **config_overrides):
-        """The model whose towers, projections and scale come from a CLIP checkpoint.
+        """Builds a model with the towers, projections and scale of a CLIP checkpoint.
 
         Args:
-            name_or_path: a folder or a Hub id of any checkpoint in CLIP's layout, as `openai/clip-vit-base-patch32`.
-            revision, token: of the Hub repository.
-            config_overrides: fields of `EmoCLIPConfig`, as `temporal_num_layers=1`.
+            name_or_path: folder or Hub id of a checkpoint in CLIP's layout, such as `openai/clip-vit-base-patch32`.
+            revision, token: see `from_pretrained`.
+            config_overrides: fields of `EmoCLIPConfig`, such as `temporal_num_layers=1`.
 
         Returns:
-            The model in float32 and evaluation mode. What CLIP does not have (the temporal transformer) is
-            initialised; with `temporal_residual=True` it does not change the scores until it is trained. With
-            `contrastive_loss="sigmoid"` the scale starts at `logit_scale_init_value`, SigLIP's 10, whatever the
-            checkpoint has: CLIP's 100 is that of a softmax, and with SigLIP's bias would call every pair a match.
+            The model in float32 and evaluation mode. The temporal transformer, which CLIP lacks, is initialised; with
+            `temporal_residual=True` it does not change the scores until it is trained. With
+            `contrastive_loss="sigmoid"` the scale starts at `logit_scale_init_value` (SigLIP's 10): CLIP's 100 belongs
+            to a softmax and, with SigLIP's bias, would call every pair a match.
         """
         hub = {"revision": revision, "token": token}
         clip_config = CLIPConfig.from_pretrained(name_or_path, **hub)
@@ -130,9 +130,9 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_towers(cls, name_or_path: str, **kwargs):
-        """Loads what a checkpoint has of the towers and the scale, as `from_pretrained`; initialises the rest.
+        """Loads the towers and the scale of a checkpoint, as `from_pretrained`, and initialises the rest.
 
-        transformers would print a table of the rest, as of a fault: here it is new by design.
+        transformers would report the rest as missing, although it is new by design.
 
         Raises:
             ValueError: a weight of a tower is missing.
@@ -152,7 +152,9 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
         return model
 
     def _of_all_processes(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Rows `(B, ...)` for a loss, on one device; while several processes train, those of all of them."""
+        """Gathers `(B, ...)` tensors of a loss on one device; in distributed training from all processes."""
+        from .losses import gather_batch, in_several_processes
+
         tensors = tuple(tensor.to(tensors[0].device) for tensor in tensors)
         if self.training and torch.is_grad_enabled() and in_several_processes():
             return gather_batch(*tensors)
@@ -160,7 +162,7 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
 
 
 class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
-    """What every model of the family has: CLIP's image tower on each frame, and what makes one embedding of them."""
+    """Base of all models: CLIP's image tower for each frame, and the pooling of frames to one video embedding."""
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__(config)
@@ -183,14 +185,14 @@ class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
         interpolate_frame_positions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EmoCLIPVideoFeatures:
-        """Video embeddings, from pixels or from frames that are already encoded.
+        """Encodes videos, given as pixels or as frame embeddings.
 
         Args:
-            pixel_values_videos: `(B, T, 3, height, width)`, or
-            frame_embeds: `(B, T, D)`, as an earlier call returned them; exactly one of the two.
+            pixel_values_videos: `(B, T, 3, height, width)`; or
+            frame_embeds: `(B, T, D)`, as an earlier call returned them.
             frame_mask: `(B, T)`, true (or 1) for real frames. Padding frames never change a result.
-            interpolate_frame_positions: take more than `temporal_max_frames` frames; the positions are stretched
-                linearly over a clip that is longer. Without it such a clip is refused.
+            interpolate_frame_positions: stretch the positions linearly over clips with more than
+                `temporal_max_frames` frames, which are refused otherwise.
 
         Raises:
             ValueError: both or neither input, wrong shapes, a clip without a real frame, too many frames.
@@ -209,7 +211,7 @@ class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
             )
         if frame_mask is not None:
             frame_mask = self._checked_frame_mask(frame_mask, frame_embeds)
-            # Not a product: padding may hold anything, and 0 x NaN is NaN.
+            # Not a product: padding may hold NaN, and 0 x NaN is NaN.
             frame_embeds = frame_embeds.masked_fill(~frame_mask[..., None], 0.0)
         pooled = self._pool_frames(frame_embeds, frame_mask, interpolate_frame_positions, **kwargs)
         return EmoCLIPVideoFeatures(**pooled, frame_embeds=frame_embeds, vision_model_output=vision_outputs)
@@ -248,7 +250,7 @@ class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
 
 
 class EmoCLIPTowers(EmoCLIPVideoEncoder):
-    """With CLIP's text tower and scale. Submodule names are CLIP's, so any CLIP checkpoint fills the towers."""
+    """Adds CLIP's text tower and scale. Submodule names are CLIP's, so that any CLIP checkpoint fills the towers."""
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__(config)
@@ -263,23 +265,25 @@ class EmoCLIPTowers(EmoCLIPVideoEncoder):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """`input_ids (N, L)` -> output of the text tower whose `pooler_output (N, D)` is projected, not normalised."""
+        """Encodes texts `input_ids (N, L)`; `pooler_output (N, D)` of the result is projected, not normalised."""
         text_outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         text_outputs.pooler_output = self.text_projection(text_outputs.pooler_output)
         return text_outputs
 
 
 class EmoCLIPModel(EmoCLIPTowers):
-    """The contrastive model: video embeddings against text embeddings.
+    """EmoCLIP's contrastive model, which scores videos against texts.
 
     ```python
-    >>> from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+    >>> from emoclip import EmoCLIPModel, EmoCLIPProcessor
 
     >>> clip = "openai/clip-vit-base-patch32"
     >>> model, processor = EmoCLIPModel.from_clip(clip), EmoCLIPProcessor.from_clip(clip)
     >>> inputs = processor(text=["a smile", "a frown"], videos="clip.mp4", return_tensors="pt")
     >>> model(**inputs).logits_per_video.softmax(dim=-1)
     ```"""
+
+    predicts = "texts"
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__(config)
@@ -299,16 +303,13 @@ class EmoCLIPModel(EmoCLIPTowers):
         interpolate_frame_positions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | EmoCLIPOutput:
-        """Scores of B videos against N texts, and their contrastive loss if they are B pairs.
+        """Scores B videos against N texts, and computes the contrastive loss of B pairs.
 
         Args:
             pixel_values_videos, frame_embeds, frame_mask, interpolate_frame_positions: see `get_video_features`.
             input_ids, attention_mask: `(N, L)`.
-            text_embeds: `(N, D)`, texts that are already encoded; the text tower is then not run.
-            return_loss: also compute the loss, see `contrastive_loss_of`; N must be B, text i belongs to video i.
-
-        Returns:
-            `EmoCLIPOutput`.
+            text_embeds: `(N, D)`, in place of `input_ids`; the text tower is then not run.
+            return_loss: compute the loss too, see `contrastive_loss_of`; N must be B, and text i belong to video i.
         """
         if input_ids is None and text_embeds is None:
             raise ValueError("give input_ids or text_embeds")
@@ -322,7 +323,7 @@ class EmoCLIPModel(EmoCLIPTowers):
         video_embeds = nn.functional.normalize(video_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_embeds, dim=-1)
         logits_per_text = self._logits_per_text(video_embeds, text_embeds)
-        loss = self.contrastive_loss_of(video_embeds, text_embeds, input_ids) if return_loss else None
+        loss = self.contrastive_loss_of(video_embeds, text_embeds) if return_loss else None
         return EmoCLIPOutput(
             loss=loss,
             logits_per_video=logits_per_text.t(),
@@ -334,39 +335,23 @@ class EmoCLIPModel(EmoCLIPTowers):
             text_model_output=text_outputs,
         )
 
-    def contrastive_loss_of(
-        self, video_embeds: torch.Tensor, text_embeds: torch.Tensor, input_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """`config.contrastive_loss` of B pairs; while several processes train, that of the pairs of all of them.
+    def contrastive_loss_of(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Computes `config.contrastive_loss` of B pairs; in distributed training over the pairs of all processes.
 
         Args:
             video_embeds, text_embeds: `(B, D)`, unit length; text i belongs to video i.
-            input_ids: `(B, L)`. Videos whose texts are the same are positives of each other, unless
-                `config.same_text_positives` is off; without `input_ids` all texts count as different.
 
         Raises:
-            ValueError: not as many texts as videos, or not as many pairs in every process.
+            ValueError: not as many texts as videos, or processes with batches of different sizes.
         """
-        pairs = (video_embeds, text_embeds)
-        if input_ids is not None and self.config.same_text_positives:
-            pairs += (self._without_padding(input_ids),)
-        video_embeds, text_embeds, *texts = self._of_all_processes(*pairs)
-        loss = CONTRASTIVE_LOSSES[self.config.contrastive_loss]
-        return loss(self._logits_per_text(video_embeds, text_embeds), same_rows(texts[0]) if texts else None)
+        from .losses import CONTRASTIVE_LOSSES  # training only
+
+        video_embeds, text_embeds = self._of_all_processes(video_embeds, text_embeds)
+        return CONTRASTIVE_LOSSES[self.config.contrastive_loss](self._logits_per_text(video_embeds, text_embeds))
 
     def _logits_per_text(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         logits = text_embeds @ video_embeds.t() * self.logit_scale.exp()  # (N, B)
         return logits if self.logit_bias is None else logits + self.logit_bias
-
-    def _without_padding(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """`(B, L)` -> token ids, -1 after the end token, of one width whatever the processes have padded to."""
-        text_config = self.config.text_config
-        # CLIPTextModel's rule: a config with eos_token_id 2 is older than the right one, the largest id of a text.
-        end_token = input_ids.amax(dim=1, keepdim=True) if text_config.eos_token_id == 2 else text_config.eos_token_id
-        is_end = (input_ids == end_token).long()
-        input_ids = input_ids.masked_fill(is_end.cumsum(dim=1) > is_end, -1)
-        missing = max(text_config.max_position_embeddings - input_ids.shape[1], 0)
-        return nn.functional.pad(input_ids, (0, missing), value=-1)
 
 
 __all__ = ["EmoCLIPModel", "EmoCLIPPreTrainedModel", "EmoCLIPTowers", "EmoCLIPVideoEncoder"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processor of EmoCLIP: texts and videos -> the model's inputs."""
+"""Processor of EmoCLIP, which turns texts and videos into the model's inputs."""
 
 from transformers import AutoTokenizer, CLIPImageProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
@@ -7,18 +7,9 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from .video_processing_emoclip import EmoCLIPVideoProcessor, EmoCLIPVideoProcessorKwargs
 
 _FROM_IMAGE_PROCESSOR = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_convert_rgb",
+    "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize".split()
 )
+_FROM_IMAGE_PROCESSOR += ["image_mean", "image_std", "do_convert_rgb"]
 
 
 class EmoCLIPProcessorKwargs(ProcessingKwargs, total=False):
@@ -36,9 +27,7 @@ class EmoCLIPProcessor(ProcessorMixin):
 
     A call, `processor(text=..., videos=..., return_tensors="pt")`, needs at least one of the two and returns a
     `BatchFeature` with `input_ids` and `attention_mask` `(number of texts, tokens)`, padded to the longest and cut to
-    the tokenizer's `model_max_length`, and what the video processor returns.
-
-    Example:
+    the tokenizer's `model_max_length`, and the output of the video processor.
 
     ```python
     >>> processor = EmoCLIPProcessor.from_clip("openai/clip-vit-base-patch32", num_frames=8)
@@ -67,12 +56,12 @@ class EmoCLIPProcessor(ProcessorMixin):
         local_files_only: bool = False,
         **video_kwargs,
     ) -> "EmoCLIPProcessor":
-        """A processor for a model made of a CLIP checkpoint: its tokenizer, and its way to prepare images.
+        """Builds a processor with the tokenizer and the image preparation of a CLIP or EmoCLIP checkpoint.
 
         Args:
-            name_or_path: folder or Hub id of a CLIP or EmoCLIP checkpoint.
-            revision, token, cache_dir, local_files_only: of the Hub repository, as of `from_pretrained`.
-            video_kwargs: of `EmoCLIPVideoProcessor`, as `num_frames`; they win over the checkpoint's.
+            name_or_path: folder or Hub id.
+            revision, token, cache_dir, local_files_only: see `from_pretrained`.
+            video_kwargs: fields of `EmoCLIPVideoProcessor`, such as `num_frames`; they win over the checkpoint's.
 
         Raises:
             OSError: the checkpoint has no tokenizer, or neither image nor video processor.

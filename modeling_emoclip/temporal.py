@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From frame embeddings to one video embedding: the mean, or the papers' temporal transformer with a class token.
+"""Pooling of frame embeddings to a video embedding: the mean, or the papers' temporal transformer.
 
-Both papers use the same module with other sizes: EmoCLIP `architecture/transformer.py`, DFER-CLIP
+Both papers use the same module in different sizes: EmoCLIP `architecture/transformer.py`, DFER-CLIP
 `models/Temporal_Model.py`. Shapes: B clips, T frames, D embedding width, H heads, E width of a head.
 """
 
@@ -24,7 +24,7 @@ from .configuration_emoclip import EmoCLIPConfig
 
 
 def masked_mean(frame_embeds: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean over the real frames: `(B, T, D)` and a `(B, T)` mask, true for real frames -> `(B, D)`."""
+    """Averages `(B, T, D)` over the real frames, where the mask `(B, T)` is true, to `(B, D)`."""
     if frame_mask is None:
         return frame_embeds.mean(dim=1)
     weights = frame_mask.to(frame_embeds.dtype)[..., None]  # (B, T, 1)
@@ -42,7 +42,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class EmoCLIPTemporalAttention(nn.Module):
-    """Self-attention over the frames of a clip; the inner width H x E need not be D."""
+    """Self-attention over the frames of a clip, whose inner width H x E need not be D."""
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__()
@@ -84,7 +84,7 @@ class EmoCLIPTemporalMLP(nn.Module):
 
 
 class EmoCLIPTemporalLayer(GradientCheckpointingLayer):
-    """Pre-norm attention and MLP."""
+    """Pre-norm attention and MLP block."""
 
     def __init__(self, config: EmoCLIPConfig):
         super().__init__()
@@ -100,13 +100,10 @@ class EmoCLIPTemporalLayer(GradientCheckpointingLayer):
 
 
 class EmoCLIPTemporalTransformer(PreTrainedModel):
-    """A class token (position 0) and the frames (positions 1..T) through `temporal_num_layers` layers.
+    """Transformer over a class token (position 0) and the frames (positions 1 to T).
 
-    `temporal_residual=False` returns the class token's output, as the papers do (there is no final norm).
-    `temporal_residual=True` returns the mean of the frames plus `output_projection` of the normalised class token;
-    that projection starts at zero.
-
-    A model of its own, like the towers: outputs are captured inside each of the three and never around them.
+    `temporal_residual=False` returns the class token's output, as the papers do (there is no final norm). `True`
+    returns the mean of the frames plus `output_projection` of the normalised class token, which starts at zero.
     """
 
     config: EmoCLIPConfig

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user hands over as videos -> a list of single videos; frames in memory -> tensors `(T, C, H, W)`."""
+"""Video inputs: batches are split into single videos, and frames in memory become tensors `(T, C, H, W)`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +10,15 @@ from PIL import Image
 from transformers.image_utils import ChannelDimension
 from transformers.video_utils import VideoMetadata
 
-from .video_decoding import is_image_path, stack_images
+from .video_reading import is_image_path, stack_images
 
 
 def split_batch(videos: Any) -> list:
-    """One video, or a batch of any nesting, as a list of videos. No file is opened.
+    """Splits one video, or a batch of any nesting, into a list of videos without opening files.
 
     Returns:
-        Each one an array or tensor of 4 dimensions, a list of frames (PIL images or arrays of 3 dimensions), or what
-        `read_video` takes.
+        Videos that are an array or tensor of 4 dimensions, a list of frames (PIL images or arrays of 3 dimensions), or
+        an input of `read_video`.
 
     Raises:
         ValueError: an empty list, a clip without frames, or an array of another rank; the message says which video.
@@ -48,7 +48,7 @@ def _flatten(videos: Any, name: str) -> list:
 
 
 def is_in_memory(video: Any) -> bool:
-    """Whether `select_frames` takes it; `read_video` takes the others."""
+    """Returns whether a video is an array or list of frames, for `select_frames`; `read_video` takes the others."""
     return isinstance(video, (np.ndarray, torch.Tensor)) or (isinstance(video, list) and _is_frame(video[0]))
 
 
@@ -57,7 +57,7 @@ def _is_frame(item: Any) -> bool:
 
 
 def select_frames(video: Any, metadata: VideoMetadata, choose_frames: Callable | None, name: str) -> tuple:
-    """The chosen frames of a video in memory, or all of them, as an array or tensor of 4 dimensions; its metadata.
+    """Returns the chosen frames, or all, of a video in memory as 4 dimensions, and its metadata.
 
     Raises:
         ValueError: frames that cannot be stacked, or metadata of another number of frames than there are.
@@ -87,7 +87,7 @@ def _stack(frames: list, name: str) -> Any:
 
 
 def channels_first(video: Any, layout: str | ChannelDimension | None, name: str) -> torch.Tensor:
-    """Array or tensor of 4 dimensions -> `(T, C, H, W)`, uint8 or float32; C is 1, 3 or 4.
+    """Converts an array or tensor of 4 dimensions to `(T, C, H, W)`, uint8 or float32, where C is 1, 3 or 4.
 
     Raises:
         ValueError: another number of channels, integers outside 0 to 255, values that are not finite, or no numbers.
@@ -128,12 +128,12 @@ def _to_tensor(video: Any, name: str) -> torch.Tensor:
 
 
 def is_rescaled(frames: torch.Tensor) -> bool:
-    """Whether a video is taken to hold values of 0 to 1 already: floats, none above 1."""
+    """Returns whether a video is taken to hold values from 0 to 1: floats, none above 1."""
     return frames.is_floating_point() and bool(frames.max() <= 1)
 
 
 def video_name(index: int, batch_size: int) -> str:
-    """What messages call a video that has no path; counted from 1."""
+    """Returns the name of a video without a path in messages, counted from 1."""
     return "the video" if batch_size == 1 else f"video {index + 1} of the batch of {batch_size}"
 
 

@@ -1,36 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reading one video may cost, whoever it comes from; and the error when it is not read."""
+"""Limits on what reading one video may cost, and the error for a video that is not read."""
 
 import math
 from dataclasses import dataclass, fields
 
-# Containers that people have videos in, as FFmpeg calls them. Left out on purpose: playlists (hls, dash, concat), by
-# which a decoder opens other files, and the demuxers that take any text or image for a video.
+# FFmpeg's names of accepted containers. Playlists (hls, dash, concat), which make a decoder open other files, and the
+# demuxers that take any text or image for a video are left out on purpose.
 FORMATS = "mov matroska avi gif apng mpeg mpegvideo mpegts m4v h264 hevc obu ivf mjpeg flv asf ogg dv mxf nut".split()
 FORMATS += ["yuv4mpegpipe"]
 
 
 class VideoDecodeError(ValueError):
-    """A video that is not read. The message names it and says why: damaged, refused by a limit, too slow, crashed."""
+    """Error for a video that is damaged, beyond a limit, too slow, or crashes its decoder; the message names it."""
 
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """Limits for one video. All but the time are checked before memory is taken for it.
+    """Limits for one video. All but the times are checked before memory is allocated.
 
-    The defaults refuse what is no video of people: they are for a machine of one's own. A service sets its own.
+    The defaults accept any ordinary video and reject malformed or abusive files; a service sets lower ones.
 
     Args:
-        max_pixels: of a frame; the default holds 8K (7680 x 4320).
-        max_aspect: the longer side of a frame by its shorter one. Frames are resized for the model by the shorter side
-            and then cropped, and a strip of a few pixels by thousands would become larger than memory.
-        max_frames: in the file, or images in the folder; the default is a day of 58 a second.
-        max_seconds: length; the default is a day.
-        max_bytes: of all frames that are taken from the video, decoded; the default is 4 GiB.
-        time_limit: seconds for reading what is taken, or for each frame where all are gone through. Kept exactly in a
-            guarded process only; elsewhere between two packets of the file.
-        whole_time_limit: seconds for going through all frames, with what is done to each of them; then the rest is
-            left out. For a service, in which one visitor's slow video must not keep the others waiting.
+        max_pixels: pixels of a frame; the default holds 8K (7680 x 4320).
+        max_aspect: longer side of a frame by its shorter one. Frames are resized by the shorter side and then
+            cropped, so that a strip of a few pixels by thousands would grow larger than memory.
+        max_frames: frames of the file, or images of the folder; the default is a day at 58 per second.
+        max_seconds: length of the video; the default is a day.
+        max_bytes: size of all frames taken from the video, decoded; the default is 4 GiB.
+        time_limit: seconds to read the frames of a clip, or each frame where all are read. Exact in a guarded process
+            only; elsewhere checked between packets.
+        whole_time_limit: seconds to go through all frames, including the work on each; the rest is then left out. For
+            a service, where one slow video must not keep others waiting.
 
     Raises:
         ValueError: a limit that is no positive number.
@@ -85,7 +85,7 @@ DEFAULT_LIMITS = VideoLimits()
 
 
 def make_limits(limits: "dict | VideoLimits | None") -> VideoLimits:
-    """From the fields that shall differ from the defaults, as a processor holds them.
+    """Returns limits for the fields that differ from the defaults.
 
     Raises:
         ValueError: an unknown field, or a limit that is no positive number.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video processor of EmoCLIP: any videos -> `pixel_values_videos (B, T, 3, H, W)`."""
+"""Video processor of EmoCLIP, which turns videos of any kind into `pixel_values_videos (B, T, 3, H, W)`."""
 
 import copy
 from difflib import get_close_matches
@@ -14,21 +14,21 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, make_batched_metadata
 
 from .frame_sampling import check_strategy, sample_frames
-from .video_decoding import read_video
 from .video_inputs import channels_first, is_in_memory, is_rescaled, select_frames, split_batch, video_name
 from .video_limits import make_limits
+from .video_reading import read_video
 
 
 class EmoCLIPVideoProcessorKwargs(VideosKwargs, total=False):
     """
     frame_sampling (`str`, *optional*, defaults to `self.frame_sampling`):
-        Which frames: `"segment_middle"`, `"segment_random"`, `"strided_window"` or `"strided_window_random"`.
+        `"segment_middle"`, `"segment_random"`, `"strided_window"` or `"strided_window_random"`.
     frame_stride (`int`, *optional*, defaults to `self.frame_stride`):
         Distance of neighbouring frames in a strided window.
     seed (`int`, *optional*):
-        Of a random `frame_sampling`; the same videos in the same order then give the same frames.
+        Seed of a random `frame_sampling`; the same videos in the same order then give the same frames.
     rng (`numpy.random.Generator`, *optional*):
-        In place of `seed`. Never saved. `EmoCLIPProcessor` draws from a copy, which leaves the caller's as it was.
+        Replaces `seed`. Never saved. `EmoCLIPProcessor` draws from a copy and leaves the caller's unchanged.
     """
 
     frame_sampling: str | None
@@ -37,48 +37,40 @@ class EmoCLIPVideoProcessorKwargs(VideosKwargs, total=False):
     rng: np.random.Generator | None
 
 
-# Fields, and what files of processors say beside them.
+# Fields, and what saved processors hold beside them.
 _KNOWN = set(get_type_hints(EmoCLIPVideoProcessorKwargs)) | {"processor_class", "auto_map"}
 _KNOWN |= {"video_processor_type", "image_processor_type", "feature_extractor_type"}
 
 
 class EmoCLIPVideoProcessor(BaseVideoProcessor):
     r"""
-    Chooses frames, decodes only those, and resizes, crops, rescales and normalises them as CLIP does.
+    Samples frames, decodes only those, and resizes, crops, rescales and normalises them as CLIP does.
 
     A video is a path (`str` or `Path`) to a video file or to a folder of frame images; the bytes of a video file; a
     row `{"bytes", "path"}` of a `datasets` column `Video(decode=False)`; a list of PIL images, of arrays `(H, W, C)`
     or `(C, H, W)`, or of paths to images; or an array or tensor `(T, H, W, C)` or `(T, C, H, W)`, C being 1, 3 or 4.
-    A list of these, or an array of 5 dimensions, is a batch; its videos may differ in kind, size and length.
-
-    Pixels are 0 to 255. A float video whose sampled frames hold no value above 1 is taken to be rescaled already, and
-    is not rescaled again.
+    A list of these, or an array of 5 dimensions, is a batch, whose videos may differ in kind, size and length. Pixels
+    are 0 to 255; a float video whose sampled frames hold no value above 1 is taken as rescaled already.
 
     Args:
-        num_frames (`int`, defaults to 16): frames of each clip. A shorter video repeats frames, evenly.
+        num_frames (`int`, defaults to 16): frames of each clip. Shorter videos repeat frames, evenly.
         frame_sampling (`str`, defaults to `"segment_middle"`): see `frame_sampling.py`. DFER-CLIP tests with
             `segment_middle` and trains with `segment_random`; EmoCLIP takes `strided_window(_random)`.
         frame_stride (`int`, defaults to 4): distance of neighbouring frames in a strided window.
         fps (`float`, *optional*): frames per second to sample, in place of `num_frames`.
         do_sample_frames (`bool`, defaults to `True`): `False` takes every frame.
-        seed (`int`, *optional*): needed by a random `frame_sampling`, if no `rng` is given in the call.
-        video_limits (`dict`, *optional*): what one video may cost, the fields of `VideoLimits` (video_limits.py) that
-            shall differ from its defaults; not for a single call.
-        guard_decoding (`bool`, defaults to `True`): files are decoded in another process, which may crash or hang
-            without taking this one along; not for a single call. `False` is for files that are known.
+        seed (`int`, *optional*): required by a random `frame_sampling` unless the call gives an `rng`.
+        video_limits (`dict`, *optional*): limits for one video, the fields of `VideoLimits` (video_limits.py) that
+            differ from its defaults. Not an option of a call.
+        guard_decoding (`bool`, defaults to `True`): decode files in another process, which can crash or hang without
+            harm to this one. `False` is for trusted files. Not an option of a call.
         size, crop_size, resample, image_mean, ...: as in `CLIPImageProcessor`. DFER-CLIP:
             `size={"height": 224, "width": 224}, do_center_crop=False, do_normalize=False`.
 
-    Returns of a call:
-        `BatchFeature` with `pixel_values_videos`, `(B, T, 3, H, W)`, float32. If clips differ in length (without
-        sampling, or with `fps`), shorter ones end in zeros and `frame_mask (B, T)`, bool, is True at real frames. With
-        `return_metadata=True` also `video_metadata`, a list of `VideoMetadata`.
-
-    Raises of a call:
-        FileNotFoundError, VideoDecodeError (a ValueError): a video that does not exist, cannot be read, or exceeds a
-            limit; the message names it.
-
-    Example:
+    A call returns a `BatchFeature` with `pixel_values_videos`, `(B, T, 3, H, W)`, float32. If clips differ in length
+    (without sampling, or with `fps`), shorter ones end in zeros and `frame_mask (B, T)`, bool, is true at real frames.
+    `return_metadata=True` adds `video_metadata`, a list of `VideoMetadata`. It raises FileNotFoundError, or
+    VideoDecodeError (a ValueError), for a video that cannot be read or exceeds a limit; the message names it.
 
     ```python
     >>> processor = EmoCLIPVideoProcessor(num_frames=8)
@@ -110,7 +102,7 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         guard_decoding: bool = True,
         **kwargs: Unpack[EmoCLIPVideoProcessorKwargs],
     ):
-        # transformers keeps unknown fields, and saves them: a misspelt one would do nothing, a token be published.
+        # transformers keeps and saves unknown fields: a misspelt one would do nothing, and a token be published.
         if unknown := sorted(name for name in kwargs if name not in _KNOWN and not name.startswith("_")):
             near = get_close_matches(unknown[0], _KNOWN, n=1)
             hint = f"; is it {near[0]}?" if near else ""
@@ -121,7 +113,7 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         self.video_limits, self.guard_decoding = video_limits, guard_decoding
 
     def preprocess(self, videos: Any, **kwargs: Unpack[EmoCLIPVideoProcessorKwargs]) -> BatchFeature:
-        # num_frames and fps exclude each other: what the call gives wins over what the processor has.
+        # num_frames and fps exclude each other: the call's wins over the processor's.
         if kwargs.get("num_frames") is not None:
             kwargs.setdefault("fps", None)
         elif kwargs.get("fps") is not None or self.fps is not None:
@@ -141,7 +133,7 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         rng: np.random.Generator | None = None,
         **kwargs,
     ) -> np.ndarray:
-        """Indices `(T,)`, int64, of the frames that `num_frames` or `fps` and the strategy choose."""
+        """Returns the indices `(T,)`, int64, that `num_frames` or `fps` and the strategy choose."""
         if num_frames is not None and fps is not None:
             raise ValueError(f"num_frames={num_frames} and fps={fps} exclude each other")
         if fps is not None:
@@ -157,7 +149,7 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         )
 
     def sample_videos(self, videos: Any) -> tuple[list, list[VideoMetadata]]:
-        """The frames of each video that a call would take, as they are stored, and its metadata."""
+        """Returns the frames of each video that a call would take, in their stored size, and the metadata."""
         rng = None if self.seed is None else np.random.default_rng(self.seed)
 
         def choose_frames(metadata: VideoMetadata) -> np.ndarray:

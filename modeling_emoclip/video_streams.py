@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The video stream of one file: which frames it has, and decoding a few of them.
 
-Every file is demuxed once by PyAV, which decodes nothing and costs little: it finds what is not a video or is cut off,
-counts the frames (headers lie, or say nothing) and tells their times. Then decord decodes, or PyAV where decord is
+PyAV demuxes every file once, which decodes nothing and costs little: it finds files that are no video or cut off,
+counts the frames (headers are wrong, or silent) and reads their times. Then decord decodes, or PyAV where decord is
 missing, refuses the file, counts other frames, or cannot be trusted with it.
 
-This file is imported in the guarded process (video_worker.py) too, and so imports neither torch nor transformers.
+The guarded process (video_worker.py) imports this file too, so it imports neither torch nor transformers.
 """
 
 import io
-import math
 import time as clock
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,17 +27,17 @@ except ImportError:
 else:
     decord.logging.set_level(decord.logging.QUIET)
 
-_UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
-# decord 0.6 was tried on thousands of damaged files. It aborts when the header promises absurdly many frames or hours,
-# and segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which no look at the packets can tell.
+UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
+# decord 0.6, tried on thousands of damaged files, aborts when a header promises absurdly many frames or hours, and
+# segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which the packets do not reveal.
 _DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 _HIGHEST_RATE = 1000.0  # frames per second; a header that promises more is damaged
-_WIDEST_PIXEL = 4.0  # width by height, or height by width; of the shapes in use the widest is 2 (half-width DVD)
+_WIDEST_PIXEL = 4.0  # width by height, or height by width; the widest in use is 2 (half-width DVD)
 
 
 @dataclass
 class VideoFacts:
-    """What is known of a video before a frame of it is decoded: the fields of transformers' `VideoMetadata`."""
+    """What is known of a video before a frame is decoded: fields of transformers' `VideoMetadata`."""
 
     total_num_frames: int
     fps: float | None = None
@@ -47,44 +46,37 @@ class VideoFacts:
     height: int | None = None
 
 
+# Facts -> indices of the wanted frames: distinct, sorted, int64. Asked again if fewer frames decode than were counted.
 ChooseFrames = Callable[[VideoFacts], np.ndarray]
 
 
 @dataclass
 class Decoded:
-    """Frames of one video."""
+    """The wanted frames of one video, `(n, H, W, 3)`, uint8, RGB, upright."""
 
-    distinct: np.ndarray  # (distinct frames, H, W, 3), uint8, RGB, in the order of time
-    places: np.ndarray  # (T,): distinct[places] are the chosen frames
-    chosen: np.ndarray  # (T,), int64
+    frames: np.ndarray
     facts: VideoFacts
     backend: str
-
-    @property
-    def frames(self) -> np.ndarray:
-        """`(T, H, W, 3)`."""
-        every_one_once = np.array_equal(self.places, np.arange(len(self.distinct)))
-        return np.ascontiguousarray(self.distinct if every_one_once else self.distinct[self.places])
 
 
 def read_stream(
     source: str | bytes, choose_frames: ChooseFrames, name: str, limits: VideoLimits = DEFAULT_LIMITS
 ) -> Decoded:
-    """`read_video` of video_decoding.py for a file that exists, or its bytes."""
+    """Decodes the chosen frames of a file that exists, or of its bytes: see `read_video` of video_reading.py."""
     try:
         table = _frame_table(source, name, limits)
         found = _read_by_time(source, table, choose_frames, name) if table.is_usable else None
         return found or _read_by_counting(source, choose_frames, name, limits)
-    except av.error.ArgumentError:  # what FFmpeg says of pictures that are too large
+    except av.error.ArgumentError:  # FFmpeg's error for pictures that are too large
         too_large = f"or its pictures have more pixels than max_pixels, {limits.max_pixels:,}"
-        raise VideoDecodeError(f"{name} {_UNREADABLE}, {too_large}") from None
+        raise VideoDecodeError(f"{name} {UNREADABLE}, {too_large}") from None
     except av.error.FFmpegError as error:
-        raise VideoDecodeError(f"{name} {_UNREADABLE} ({error.strerror})") from None
+        raise VideoDecodeError(f"{name} {UNREADABLE} ({error.strerror})") from None
 
 
 @dataclass
 class _FrameTable:
-    """What the packets of a video stream tell without decoding: one entry for each frame, in the order of display."""
+    """What the packets of a video stream tell without decoding, with one entry for each frame in display order."""
 
     times: np.ndarray  # (frames,), int64, in units of time_base
     keyframe_times: np.ndarray
@@ -93,8 +85,7 @@ class _FrameTable:
     is_cut_off: bool
     num_promised: int  # frames, by the header
     suits_decord: bool
-    width: int
-    height: int
+    size: tuple[int, int]  # width and height
     limits: VideoLimits
 
     @property
@@ -104,16 +95,10 @@ class _FrameTable:
     def facts(self) -> VideoFacts:
         span = float(self.times[-1] - self.times[0]) * self.time_base
         fps = sane_rate(round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None)
-        return VideoFacts(
-            total_num_frames=self.total_num_frames,
-            fps=fps,
-            duration=None if fps is None else self.total_num_frames / fps,
-            width=self.width,
-            height=self.height,
-        )
+        return VideoFacts(self.total_num_frames, fps, fps and self.total_num_frames / fps, *self.size)
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
-        """Indices as metadata counts them -> frames of the file; the same unless the frame rate varies."""
+        """Maps indices as the metadata counts them to frames of the file; they differ if the frame rate varies."""
         if len(self.times) < 3 or self.is_cut_off:
             return indices
         grid = np.linspace(self.times[0], self.times[-1], len(self.times))
@@ -124,18 +109,18 @@ class _FrameTable:
 
 
 @contextmanager
-def _opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[tuple]:
-    """Container and its video stream; of several, the first that is not a cover picture."""
-    # FFmpeg itself refuses larger pictures, wherever in the file they say how large they are.
+def opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS) -> Iterator[tuple]:
+    """Opens a file: yields the container and its first video stream that is not a cover picture."""
+    # FFmpeg itself refuses larger pictures, wherever in the file their size is given.
     max_pixels = {"max_pixels": str(int(limits.max_pixels))}
-    # The white lists keep a playlist that calls itself a video from fetching other things.
+    # The allow lists keep a playlist that poses as a video from fetching other things.
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS), **max_pixels}
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     how = {"timeout": limits.time_limit, "metadata_errors": "replace"}  # titles may be in any encoding
     try:
         container = av.open(file, options=options, **how)
     except av.error.ArgumentError:
-        raise VideoDecodeError(f"{name} {_UNREADABLE}, or none of the formats {', '.join(FORMATS)}") from None
+        raise VideoDecodeError(f"{name} {UNREADABLE}, or none of the formats {', '.join(FORMATS)}") from None
     with container:
         streams = [s for s in container.streams.video if av.stream.Disposition.attached_pic not in s.disposition]
         if not streams:
@@ -149,17 +134,17 @@ def _opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS
 
 
 def has_no_times(container, stream: av.VideoStream) -> bool:
-    """Whether the times of a file's frames are in another order than the frames.
+    """Returns whether the frames' times are in another order than the frames.
 
-    AVI has no times. FFmpeg counts packets, and where frames are stored in another order than they are shown, as B
-    frames are, the count is not their order; decord then gives other frames from run to run.
+    AVI has no times: FFmpeg counts packets, and where B frames are stored in another order than they are shown, the
+    count is not their order. decord then gives other frames from run to run.
     """
     return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
 
 
 def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameTable:
     times, keyframe_times, is_cut_off = [], [], False
-    with _opened(source, name, limits) as (container, stream):
+    with opened(source, name, limits) as (container, stream):
         for packet in _within(limits, name, container.demux(stream)):
             if not packet.size:
                 continue
@@ -167,7 +152,7 @@ def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameT
                 keyframe_times.append(packet.pts)
             if packet.is_corrupt:  # the file ends within it
                 is_cut_off = True
-            elif not packet.is_discard:  # those only help to decode the ones after them
+            elif not packet.is_discard:  # those only help to decode later ones
                 times.append(packet.pts)
         is_usable = bool(times) and None not in times and len(set(times)) == len(times)
         is_usable = is_usable and not has_no_times(container, stream)
@@ -184,20 +169,19 @@ def _frame_table(source: str | bytes, name: str, limits: VideoLimits) -> _FrameT
             and stream.frames in (0, len(times))
             and stream.codec_context.name in _DECORD_CODECS
             and not is_cut_off
-            and _pixel_aspect(stream) == 1
+            and pixel_aspect(stream) == 1
             and (container.duration or 0) <= limits.max_seconds * av.time_base,
-            width=_shown_size(stream)[0],
-            height=_shown_size(stream)[1],
+            size=_shown_size(stream),
             limits=limits,
         )
 
 
-def _read_by_time(source, table: _FrameTable, choose_frames, name) -> Decoded | None:
-    """`None` if some frame that the file holds does not decode."""
+def _read_by_time(source, table: _FrameTable, choose_frames: ChooseFrames, name: str) -> Decoded | None:
+    """Decodes frames by their times; returns `None` if some frame that the file holds does not decode."""
     facts = table.facts()
-    chosen = ask_for_frames(choose_frames, facts, name)
-    table.limits.check_bytes(name, len(chosen), table.width, table.height)
-    wanted, places = np.unique(table.frames_at(chosen), return_inverse=True)
+    indices = choose_frames(facts)
+    table.limits.check_bytes(name, len(indices), *table.size)
+    wanted, places = np.unique(table.frames_at(indices), return_inverse=True)
     if wanted[-1] >= len(table.times):
         raise VideoDecodeError(
             f"{name} is cut off: {len(table.times)} of its {facts.total_num_frames} frames are there, but frame "
@@ -206,7 +190,7 @@ def _read_by_time(source, table: _FrameTable, choose_frames, name) -> Decoded | 
     for backend, decode in (("decord", _decode_with_decord), ("pyav", _decode_with_pyav)):
         frames = decode(source, table, wanted, name)
         if frames is not None:
-            return Decoded(frames, places, chosen, facts, backend)
+            return Decoded(frames if len(wanted) == len(indices) else frames[places], facts, backend)
     return None
 
 
@@ -220,61 +204,59 @@ def _decode_with_decord(source, table: _FrameTable, wanted: np.ndarray, name: st
             return None
         frames = reader.get_batch(wanted.tolist())
         return frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames)  # a bridge is set
-    except Exception:  # on videos narrower than 64 pixels, for one; PyAV decides whether the file is at fault
+    except Exception:  # for instance on videos narrower than 64 pixels; PyAV decides whether the file is at fault
         return None
 
 
 def _decode_with_pyav(source, table: _FrameTable, wanted: np.ndarray, name: str) -> np.ndarray | None:
-    """Jumps to the last key frame before each wanted frame, unless decoding on from the previous one is nearer."""
+    """Seeks to the last key frame before each wanted frame, unless decoding on from the previous one is nearer."""
     frames: list[np.ndarray] = []
-    with _opened(source, name, table.limits) as (container, stream):
-        decoded = _decoded(container, stream)
+    with opened(source, name, table.limits) as (container, stream):
+        decoded = decoded_frames(container, stream)
         position = table.times[0] if len(table.keyframe_times) else None
         for time in table.times[wanted]:
             before = table.keyframe_times[: np.searchsorted(table.keyframe_times, time, side="right")]
             if len(before) and before[-1] > position:
                 container.seek(int(before[-1]), stream=stream)
-                decoded = _decoded(container, stream)
+                decoded = decoded_frames(container, stream)
             frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= time), None)
             if frame is None or frame.pts != time:
                 return None
             position = time
-            _keep(frames, _upright(frame, _pixel_aspect(stream)), len(wanted), name, table.limits)
+            _append(frames, upright(frame, pixel_aspect(stream)), len(wanted), name, table.limits)
     return np.stack(frames)
 
 
-def _keep(frames: list[np.ndarray], pixels: np.ndarray, num_wanted: int, name: str, limits: VideoLimits) -> None:
-    """Appends a frame, in the size of the first one, whose own size counts: the header may say another."""
+def _append(frames: list[np.ndarray], pixels: np.ndarray, num_wanted: int, name: str, limits: VideoLimits) -> None:
+    """Appends a frame in the size of the first one, whose own size is checked, since the header may be wrong."""
     if not frames:
         limits.check_size(name, *pixels.shape[1::-1])
         limits.check_bytes(name, num_wanted, *pixels.shape[1::-1])
-    frames.append(_sized(pixels, frames[0].shape[1::-1] if frames else None))
+    frames.append(resized(pixels, frames[0].shape[1::-1] if frames else None))
 
 
-def _read_by_counting(source, choose_frames, name, limits: VideoLimits) -> Decoded:
-    """Decodes everything twice; for the rare file whose packets do not tell which frames will decode."""
+def _read_by_counting(source, choose_frames: ChooseFrames, name: str, limits: VideoLimits) -> Decoded:
+    """Decodes everything twice, for the rare file whose packets do not tell which frames will decode."""
     total, width, height = 0, 0, 0
-    with _opened(source, name, limits) as (container, stream):
-        for frame in _within(limits, name, _decoded(container, stream)):
+    with opened(source, name, limits) as (container, stream):
+        for frame in _within(limits, name, decoded_frames(container, stream)):
             total, width, height = total + 1, width or frame.width, height or frame.height
         rate = sane_rate(stream.average_rate)
     if total == 0:
-        raise VideoDecodeError(f"{name} {_UNREADABLE} (no frame decodes)")
-    facts = VideoFacts(total, rate, None if rate is None else total / rate)
+        raise VideoDecodeError(f"{name} {UNREADABLE} (no frame decodes)")
+    facts = VideoFacts(total, rate, rate and total / rate, width, height)
     limits.check_length(name, total, facts.duration)
-    chosen = ask_for_frames(choose_frames, facts, name)
-    limits.check_bytes(name, len(chosen), width, height)
-    wanted, places = np.unique(chosen, return_inverse=True)
-    frames: list[np.ndarray] = []
-    with _opened(source, name, limits) as (container, stream):
-        for index, frame in enumerate(_decoded(container, stream)):
+    wanted, frames = choose_frames(facts), []
+    limits.check_bytes(name, len(wanted), width, height)
+    with opened(source, name, limits) as (container, stream):
+        for index, frame in enumerate(decoded_frames(container, stream)):
             if len(frames) < len(wanted) and index == wanted[len(frames)]:
-                _keep(frames, _upright(frame, _pixel_aspect(stream)), len(wanted), name, limits)
-    return Decoded(np.stack(frames), places, chosen, facts, "pyav")
+                _append(frames, upright(frame, pixel_aspect(stream)), len(wanted), name, limits)
+    return Decoded(np.stack(frames), facts, "pyav")
 
 
 def _within(limits: VideoLimits, name: str, items: Iterable) -> Iterator:
-    """The packets or frames of a file, as long as there are no more, and they take no longer, than may be."""
+    """Yields the packets or frames of a file while their number and the time stay within the limits."""
     end = clock.monotonic() + limits.time_limit
     for number, item in enumerate(items):
         limits.check_length(name, number)
@@ -283,7 +265,8 @@ def _within(limits: VideoLimits, name: str, items: Iterable) -> Iterator:
         yield item
 
 
-def _decoded(container, stream) -> Iterator[av.VideoFrame]:
+def decoded_frames(container, stream) -> Iterator[av.VideoFrame]:
+    """Yields the frames of a stream that decode."""
     for packet in container.demux(stream):
         try:
             yield from packet.decode()
@@ -291,29 +274,28 @@ def _decoded(container, stream) -> Iterator[av.VideoFrame]:
             continue
 
 
-def _upright(frame: av.VideoFrame, pixel_aspect: float = 1.0) -> np.ndarray:
-    """Returns the frame as a player shows it: `(H, W, 3)`, uint8, RGB.
+def upright(frame: av.VideoFrame, aspect: float = 1.0) -> np.ndarray:
+    """Returns a frame as a player shows it: `(H, W, 3)`, uint8, RGB.
 
-    Pixels that are not square are made so, without losing any, and the frame is turned as the display matrix says
-    (decord turns by itself, and gets no file whose pixels are not square).
+    Pixels that are not square become square without loss, and the frame is rotated by its display matrix (decord
+    rotates by itself, and gets no file whose pixels are not square).
     """
-    pixels = frame.to_ndarray(format="rgb24")
-    pixels = _sized(pixels, _squared(frame.width, frame.height, pixel_aspect))
+    pixels = resized(frame.to_ndarray(format="rgb24"), _squared(frame.width, frame.height, aspect))
     return np.rot90(pixels, k=round(frame.rotation / 90))
 
 
-def _squared(width: int, height: int, pixel_aspect: float) -> tuple[int, int]:
-    return (round(width * pixel_aspect), height) if pixel_aspect >= 1 else (width, round(height / pixel_aspect))
+def _squared(width: int, height: int, aspect: float) -> tuple[int, int]:
+    return (round(width * aspect), height) if aspect >= 1 else (width, round(height / aspect))
 
 
-def _pixel_aspect(stream: av.VideoStream) -> float:
-    """Returns the width of a pixel by its height, as the header has it; 1 where that is nothing in use."""
+def pixel_aspect(stream: av.VideoStream) -> float:
+    """Returns the width of a pixel by its height, as the header has it; 1 if that is out of range."""
     aspect = float(stream.sample_aspect_ratio or 1)
     return aspect if 1 / _WIDEST_PIXEL <= aspect <= _WIDEST_PIXEL else 1.0
 
 
 def _shown_size(stream: av.VideoStream) -> tuple[int, int]:
-    return _squared(stream.width, stream.height, _pixel_aspect(stream))
+    return _squared(stream.width, stream.height, pixel_aspect(stream))
 
 
 def sane_rate(rate) -> float | None:
@@ -321,36 +303,11 @@ def sane_rate(rate) -> float | None:
     return float(rate) if rate and 0 < rate <= _HIGHEST_RATE else None
 
 
-def sane_duration(seconds: float) -> float | None:
-    """Returns a duration in seconds, or `None` for a number that no video has: a header is a claim."""
-    return float(seconds) if math.isfinite(seconds) and seconds > 0 else None
-
-
-def _sized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """`(H, W, 3)`, uint8, of the size (width, height); a size may change in the middle of a video."""
+def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Resizes `(H, W, 3)`, uint8, to (width, height) where it differs: sizes can change within a video."""
     if size in (None, pixels.shape[1::-1]):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
-def ask_for_frames(choose_frames: Callable, facts, name: str) -> np.ndarray:
-    """The chosen indices `(T,)`, int64; a ValueError if they are not in the clip of `facts.total_num_frames`."""
-    indices = np.asarray(choose_frames(facts))
-    total = facts.total_num_frames
-    if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
-        raise ValueError(f"{name}: the chosen frames must be a list of indices, but are {indices!r}")
-    if indices.min() < 0 or indices.max() >= total:
-        raise ValueError(f"{name} has {total} frames, but frames {indices.min()} to {indices.max()} are chosen")
-    return indices.astype(np.int64)
-
-
-__all__ = [
-    "ChooseFrames",
-    "Decoded",
-    "VideoFacts",
-    "ask_for_frames",
-    "has_no_times",
-    "read_stream",
-    "sane_duration",
-    "sane_rate",
-]
+__all__ = ["ChooseFrames", "Decoded", "VideoFacts", "read_stream"]

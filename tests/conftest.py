@@ -20,9 +20,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from video_files import picture, write_video
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+from emoclip import EmoCLIPModel, EmoCLIPProcessor
 
 IMAGE_SIZE = 32
 
@@ -91,3 +93,18 @@ def write_clip():
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("frames")
+    for index in range(40):
+        Image.fromarray(picture(index)).save(folder / f"{index}.png")  # 10.png would sort before 2.png as text
+    (folder / "notes.txt").write_text("not a frame")
+    (folder / ".hidden.png").write_text("not a frame either")
+    return folder

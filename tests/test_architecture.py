@@ -34,7 +34,7 @@ FLOORS = {
     "video_frames": 3,
     "face_clip": 4,
     "embeddings": 4,
-    "background_texts": 0,
+    "reference_texts": 0,
     "frame_encoder": 1,
     "read_ahead": 0,
     "thumbnails": 0,

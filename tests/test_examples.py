@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
+from emoclip import EmoCLIPModel, EmoCLIPProcessor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -3,10 +3,11 @@
 
 from pathlib import Path
 
-import hostile_files
 import pytest
-from fuzz_video import make_reader, read_all, summary
-from video_mutations import CODECS, KINDS, make_videos, mutations
+
+from tools.reliability import hostile_files
+from tools.reliability.fuzz_video import make_reader, read_all, summary
+from tools.reliability.video_mutations import CODECS, KINDS, make_videos, mutations
 
 NUMBER = len(CODECS) * len(KINDS)  # every kind of damage to each container
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
-from modeling_emoclip.faces import opencv
-from training.export import write_model
+from emoclip import EmoCLIPModel, EmoCLIPProcessor
+from emoclip.faces.detection import opencv
+from training.publish.export import write_model
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe to what the loop needs: the one place that knows what kinds of experiments there are."""
+"""Builds the model, the data and the processor of an experiment from its recipe."""
 
 import importlib
 import importlib.util
@@ -16,57 +16,67 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, CLIPTokenizer, PreTrainedModel
 
-import modeling_emoclip
-from modeling_emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
+from emoclip import (
+    EmoCLIPConfig,
+    EmoCLIPForPromptClassification,
+    EmoCLIPForVideoClassification,
+    EmoCLIPForVideoRegression,
+    EmoCLIPModel,
+    EmoCLIPProcessor,
+    EmoCLIPVideoProcessor,
+)
+from modeling_emoclip.label_scoring import TEXTS_PER_BATCH, encode_texts
+from training.cache.feature_cache import Views, encode_frames, tower_fingerprint
 from training.collate import Clips, Collator, media_column
 from training.component_loss import WithComponentLoss
 from training.data.views import SeededSampler, class_text, clip_texts, cut_validation, leave_class_out, with_captions
-from training.feature_cache import Views, encode_frames, tower_fingerprint
 from training.optimizer import set_trainable
 from training.recipe import DataRecipe, DataSource, EvaluationSet, Recipe
 
-TEXTS_PER_BATCH = 256
-CUT = "cut from train"  # the validation split of data sets that have none
-# In CLIPTokenizer's order of special tokens; eos must not be number 2, which transformers reads as a legacy layout.
+CUT = "cut from train"  # name of the validation split of data sets that have none
+# In CLIPTokenizer's order of special tokens. eos must not have id 2, which transformers treats as a legacy layout.
 SPECIAL_TOKENS = {"unk_token": "<|unk|>", "pad_token": "<|pad|>", "bos_token": "<|start|>", "eos_token": "<|end|>"}
 
 
 @dataclass
 class Experiment:
-    """What `train.py` trains and scores."""
+    """Model, data and processor that `train.py` trains and evaluates."""
 
     model: PreTrainedModel
     processor: EmoCLIPProcessor
     predicts: str
-    """What the model says of a clip: "texts" (which fits best), "labels" (scores of its classes) or "targets"."""
+    """Model output per clip: "texts" (the best match), "labels" (scores of its classes) or "targets"."""
     trained: nn.Module
-    """`model`, or a wrapper that adds to its loss; what the optimizer sees."""
+    """`model`, or a wrapper that adds to its loss; the optimizer updates this module."""
     learning_rates: dict[str, float]
     train_clips: Clips | None
-    """`None`, as the next two, where nothing is trained."""
+    """`None` if nothing is trained, like the next two fields."""
     train_sampler: SeededSampler | None
     validation_clips: Clips | None
     evaluation_clips: dict[str, Clips]
-    """Name of an evaluation set -> its clips; sets of one split share them."""
+    """Evaluation set name -> clips; sets with the same split share one object."""
     class_descriptions: dict[str, list[str]]
     collator: Collator
 
     def save_pretrained(self, folder: Path) -> None:
-        """Model and processor, with adapters merged into the weights that they adapt."""
+        """Saves model and processor to `folder`, with adapters merged into the base weights."""
         merge_adapters(self.model)
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
-PREDICTS = {
-    "EmoCLIPModel": "texts",
-    "EmoCLIPForPromptClassification": "labels",
-    "EmoCLIPForVideoClassification": "labels",
-    "EmoCLIPForVideoRegression": "targets",
+MODELS = {
+    model_class.__name__: model_class
+    for model_class in (
+        EmoCLIPModel,
+        EmoCLIPForPromptClassification,
+        EmoCLIPForVideoClassification,
+        EmoCLIPForVideoRegression,
+    )
 }
 
 
-# What a checkpoint says of its network; what it says of its classes belongs to what it was trained on.
+# Fields copied from a checkpoint's configuration. Its class fields are not: they belong to its training data.
 ARCHITECTURE_FIELDS = [
     name
     for name in EmoCLIPConfig.__dataclass_fields__
@@ -75,7 +85,7 @@ ARCHITECTURE_FIELDS = [
 
 
 def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
-    """Loads or makes data, model and processor; encodes frames and texts once if their towers are frozen."""
+    """Builds data, model and processor, and encodes frames and texts once if their towers are frozen."""
     data = recipe.data
     rows = load_rows(recipe)
     train_rows = rows[data.train_split]
@@ -92,14 +102,14 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
         num_steps = max(1, round(steps * recipe.model.component_loss_until))
         trained = WithComponentLoss(model, len(train_rows[0]["components"]), num_steps)
     rates = set_trainable(trained, recipe.optim.learning_rates, may_freeze_all=recipe.optim.epochs == 0)
-    make_clips = _ClipMaker(recipe, predicts, model, processor, descriptions, cache_dir)
+    maker = _DatasetMaker(recipe, predicts, model, processor, descriptions, cache_dir)
     train_clips = validation_clips = train_sampler = None
     if recipe.optim.epochs > 0:
-        train_clips = make_clips.training(train_rows, data.train_split, augmented=True)
+        train_clips = maker.make_train_dataset(train_rows, data.train_split, augmented=True)
         balance = train_clips.rows["label"] if data.class_balanced else None
         train_sampler = SeededSampler(len(train_clips), recipe.run.seed, balance)
         if validation := validation_name(data):
-            validation_clips = make_clips.training(rows[validation], validation)
+            validation_clips = maker.make_train_dataset(rows[validation], validation)
     return Experiment(
         model=model,
         processor=processor,
@@ -109,13 +119,13 @@ def build(recipe: Recipe, device: torch.device, cache_dir: Path) -> Experiment:
         train_clips=train_clips,
         train_sampler=train_sampler,
         validation_clips=validation_clips,
-        evaluation_clips=_evaluation_clips(recipe, rows, make_clips),
+        evaluation_clips=_evaluation_clips(recipe, rows, maker),
         class_descriptions=descriptions,
         collator=Collator(processor, with_components),
     )
 
 
-def _evaluation_clips(recipe: Recipe, rows: dict[str, datasets.Dataset], make_clips: "_ClipMaker") -> dict[str, Clips]:
+def _evaluation_clips(recipe: Recipe, rows: dict[str, datasets.Dataset], maker: "_DatasetMaker") -> dict[str, Clips]:
     made: dict[tuple, Clips] = {}
     clips = {}
     for name, evaluation_set in recipe.data.evaluation.items():
@@ -123,13 +133,13 @@ def _evaluation_clips(recipe: Recipe, rows: dict[str, datasets.Dataset], make_cl
         key = (split, repr(source))
         if key not in made:
             part = rows[split] if source is None else prepare_rows(source, recipe, {split})[split]
-            made[key] = make_clips.evaluation(part, split if source is None else f"{source.builder}, {split}")
+            made[key] = maker.make_eval_dataset(part, split if source is None else f"{source.builder}, {split}")
         clips[name] = made[key]
     return clips
 
 
-class _ClipMaker:
-    """Rows -> `Clips`, with the frozen towers' work done beforehand."""
+class _DatasetMaker:
+    """Factory of `Clips` from rows; the outputs of frozen towers are computed in advance."""
 
     def __init__(self, recipe: Recipe, predicts: str, model, processor, descriptions, cache_dir: Path):
         self.recipe, self.predicts, self.model, self.processor = recipe, predicts, model, processor
@@ -139,8 +149,8 @@ class _ClipMaker:
         if predicts == "texts" and not _learns(model, "text_model", "text_projection"):
             self.text_embeds = {}
 
-    def training(self, rows: datasets.Dataset, title: str, augmented: bool = False) -> Clips:
-        """Clips with what they are trained against; `augmented` ones differ from epoch to epoch."""
+    def make_train_dataset(self, rows: datasets.Dataset, title: str, augmented: bool = False) -> Clips:
+        """Returns clips with their texts or labels; `augmented` clips differ from epoch to epoch."""
         data = self.recipe.data
         views = Views(data.augmented_views, data.augmentation) if augmented and data.augmented_views else None
         if self.predicts == "texts" and data.text == "caption":
@@ -150,44 +160,28 @@ class _ClipMaker:
         if self.predicts == "texts":
             texts = clip_texts(rows, data.text, self.descriptions)
             if self.text_embeds is not None:
-                new = set(texts) - set(self.text_embeds)
-                encoded = encode_texts(self.model, self.processor, new)
+                encoded = embed_texts(self.model, self.processor, set(texts) - set(self.text_embeds))
                 self.text_embeds |= {text: embed.cpu() for text, embed in encoded.items()}
         return Clips(
             rows,
             self.processor.video_processor,
+            data,
+            is_augmented=augmented,
             texts=texts,
             labels=self._labels(rows),
-            frame_sampling=data.frame_sampling if augmented else None,
-            augmentation=data.augmentation if augmented else None,
-            seed=self.recipe.run.seed,
-            frame_embeds=frame_embeds,
-            encode_every=data.encode_every if frame_embeds is not None else 1,
             text_embeds=self.text_embeds,
-            on_error=data.on_error,
-            short_clips=data.short_clips,
-            shortest=data.shortest,
+            frame_embeds=frame_embeds,
+            seed=self.recipe.run.seed,
         )
 
-    def evaluation(self, rows: datasets.Dataset, title: str) -> Clips:
-        """Clips as they are, always the same frames."""
+    def make_eval_dataset(self, rows: datasets.Dataset, title: str) -> Clips:
+        """Returns clips without augmentation, always with the same frames."""
         rows, frame_embeds = self._encode(rows, title)
-        data = self.recipe.data
-        every = data.encode_every if frame_embeds is not None else 1
-        processor = self.processor.video_processor
-        return Clips(
-            rows,
-            processor,
-            seed=self.recipe.run.seed,
-            frame_embeds=frame_embeds,
-            encode_every=every,
-            on_error=data.on_error,
-            short_clips=data.short_clips,
-            shortest=data.shortest,
-        )
+        processor, seed = self.processor.video_processor, self.recipe.run.seed
+        return Clips(rows, processor, self.recipe.data, frame_embeds=frame_embeds, seed=seed)
 
     def _encode(self, rows: datasets.Dataset, title: str, views: Views | None = None):
-        """The rows that can be read, and their frames, if the image tower is frozen."""
+        """Returns the readable rows and, if the image tower is frozen, their frame embeddings."""
         if self.tower is None or media_column(rows.column_names) is None:
             return rows, None
         frame_embeds = encode_frames(
@@ -218,7 +212,7 @@ class _ClipMaker:
 
 
 def load_rows(recipe: Recipe) -> dict[str, datasets.Dataset]:
-    """The splits of the recipe's own data set, prepared if need be, with what it leaves out left out."""
+    """Loads the splits of the recipe's data set, preparing them if needed, without the class in `data.leave_out`."""
     data = recipe.data
     evaluated = {one.split for one in data.evaluation.values() if one.data is None} - {CUT}
     rows = prepare_rows(data, recipe, {data.train_split} | ({data.validation_split} - {None}) | evaluated)
@@ -235,7 +229,7 @@ def load_rows(recipe: Recipe) -> dict[str, datasets.Dataset]:
 
 
 def with_evaluation(recipe: Recipe) -> Recipe:
-    """The recipe, with the evaluation sets and the validation split that `data.evaluate_what_there_is` asks for."""
+    """Returns the recipe with the evaluation sets and validation split that `data.evaluate_what_there_is` implies."""
     data = recipe.data
     if data.evaluation or not data.evaluate_what_there_is:
         return recipe
@@ -257,7 +251,7 @@ def with_evaluation(recipe: Recipe) -> Recipe:
 
 
 def prepare_rows(source: DataRecipe | DataSource, recipe: Recipe, wanted: set[str]) -> dict[str, datasets.Dataset]:
-    """Some splits of a data set."""
+    """Prepares a data set and returns the `wanted` splits."""
     builder = load_builder(source, recipe.data.cache_dir)
     builder.download_and_prepare(num_proc=recipe.run.num_render_processes or os.cpu_count())
     if missing := wanted - set(builder.info.splits):
@@ -269,15 +263,15 @@ def prepare_rows(source: DataRecipe | DataSource, recipe: Recipe, wanted: set[st
 
 
 def validation_name(data: DataRecipe) -> str | None:
-    """The split on which the epoch is chosen, as in `load_rows`."""
+    """Returns the name of the validation split, as used in `load_rows`, or `None`."""
     return data.validation_split or (CUT if data.validation_share > 0 else None)
 
 
 def load_builder(source: DataRecipe | DataSource, cache_dir: str | None = None) -> datasets.DatasetBuilder:
-    """The builder `module.Class` of training/data, configured.
+    """Instantiates the builder `module.Class` of training/data.
 
     Raises:
-        ValueError: `source.builder` names none; a recipe may be somebody else's and cannot name other code.
+        ValueError: `source.builder` is not such a builder; an untrusted recipe must not import other code.
     """
     module, _, name = source.builder.rpartition(".")
     spec = importlib.util.find_spec(f"training.data.{module}") if module.isidentifier() else None
@@ -293,7 +287,7 @@ def load_builder(source: DataRecipe | DataSource, cache_dir: str | None = None) 
 
 
 def load_class_descriptions(name: str) -> dict[str, list[str]]:
-    """A yaml file label -> texts: a path, or the name of a file in training/data."""
+    """Reads a YAML file label -> texts, given as a path or as the name of a file in training/data."""
     path = Path(name) if Path(name).is_file() else Path(__file__).parent / "data" / name
     if not path.is_file():
         raise FileNotFoundError(f"data.class_descriptions: {name} does not exist, nor does {path}")
@@ -301,8 +295,8 @@ def load_class_descriptions(name: str) -> dict[str, list[str]]:
 
 
 def build_model(recipe: Recipe, train_rows, descriptions) -> tuple[PreTrainedModel, EmoCLIPProcessor]:
-    """From a CLIP or EmoCLIP checkpoint, or from random weights with a tokenizer trained on the captions."""
-    model_class = getattr(modeling_emoclip, recipe.model.architecture)
+    """Loads a CLIP or EmoCLIP checkpoint, or initializes random weights and trains a tokenizer on the captions."""
+    model_class = MODELS[recipe.model.architecture]
     init = recipe.model.init
     if init is not None:
         fields = _class_fields(recipe, train_rows, descriptions) | recipe.model.config
@@ -324,7 +318,7 @@ def build_model(recipe: Recipe, train_rows, descriptions) -> tuple[PreTrainedMod
 
 
 def _class_fields(recipe: Recipe, train_rows, descriptions) -> dict:
-    """What the configuration says of classes or targets: their names travel with the checkpoint, in this order."""
+    """Returns the configuration fields of classes or targets; their names are saved with the checkpoint, in order."""
     predicts = _predicts(recipe)
     if predicts == "texts":
         return {"class_descriptions": descriptions}
@@ -338,20 +332,22 @@ def _class_fields(recipe: Recipe, train_rows, descriptions) -> dict:
 
 
 def _predicts(recipe: Recipe) -> str:
+    """Returns what the recipe's model predicts: "texts", "labels" or "targets"."""
     architecture = recipe.model.architecture
-    if architecture not in PREDICTS:
-        raise ValueError(f"model.architecture is {architecture!r}, but must be one of {', '.join(PREDICTS)}")
-    if (PREDICTS[architecture] == "targets") != bool(recipe.data.targets):
+    if architecture not in MODELS:
+        raise ValueError(f"model.architecture is {architecture!r}, but must be one of {', '.join(MODELS)}")
+    predicts = MODELS[architecture].predicts
+    if (predicts == "targets") != bool(recipe.data.targets):
         raise ValueError(f"data.targets is {recipe.data.targets}, but model.architecture is {architecture}")
-    return PREDICTS[architecture]
+    return predicts
 
 
 def train_tokenizer(captions: list[str], vocab_size: int | None) -> CLIPTokenizer:
-    """A byte-pair CLIP tokenizer; sub-words, so that words which never occur are still told apart."""
+    """Trains a byte-pair CLIP tokenizer; thanks to its subwords, unseen words still get distinct encodings."""
     if vocab_size is None:
         raise ValueError("model.tokenizer_vocab_size is needed when model.init is null")
     trained = CLIPTokenizer(**SPECIAL_TOKENS).train_new_from_iterator(sorted(set(captions)), vocab_size)
-    # The trainer finds the same tokens every time, but numbers some of them differently in every process.
+    # The trainer finds the same tokens every time, but assigns some of them different ids in every process.
     model = json.loads(trained.backend_tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     special, merged = list(SPECIAL_TOKENS.values()), ["".join(merge) for merge in merges]
@@ -361,27 +357,25 @@ def train_tokenizer(captions: list[str], vocab_size: int | None) -> CLIPTokenize
 
 
 @torch.inference_mode()
-def encode_texts(model, processor, texts: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Every distinct text through the text tower once: text -> `(D,)`, on the model's device, not normalised."""
-    distinct = sorted(set(texts))
-    embeds = {}
+def embed_texts(model, processor, texts: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Encodes every distinct text once: text -> `(D,)`, on the model's device, float32, not normalised."""
+    distinct, embeds = sorted(set(texts)), {}
     starts = range(0, len(distinct), TEXTS_PER_BATCH)
     for start in tqdm(starts, "texts", unit="batch", disable=len(starts) < 2):
         batch = distinct[start : start + TEXTS_PER_BATCH]
-        inputs = processor(text=batch, return_tensors="pt").to(model.device)
-        embeds |= dict(zip(batch, model.get_text_features(**inputs).pooler_output.float(), strict=True))
+        embeds |= dict(zip(batch, encode_texts(model, processor, batch).float(), strict=True))
     return embeds
 
 
 def add_adapters(model: PreTrainedModel, fields: dict) -> None:
-    """Low-rank adapters (PEFT's LoRA) inside the model's modules; parameter names gain `lora_A`, `lora_B`."""
-    from peft import LoraConfig, inject_adapter_in_model  # an extra
+    """Injects low-rank adapters (PEFT's LoRA) into the model; their parameter names contain `lora_A` or `lora_B`."""
+    from peft import LoraConfig, inject_adapter_in_model  # optional dependency
 
     inject_adapter_in_model(LoraConfig(**fields), model)
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Adapted modules become plain ones again, with the adapters' part in their weights."""
+    """Merges the adapters into the base weights and restores the plain modules."""
     for name, module in list(model.named_modules()):
         if hasattr(module, "lora_A"):
             module.merge()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder of a run: what a stopped training goes on from, and the best weights. Whole, or not there."""
+"""Output folder of a run with its lock, and atomic checkpoints with the training state and the best weights."""
 
 import contextlib
 import dataclasses
@@ -21,38 +21,36 @@ SELECTED = "selected.safetensors"
 
 @dataclass
 class Progress:
-    """Where a training stands; what a step does depends on this and on the weights alone."""
+    """Progress of a training run; together with the weights it determines every later step."""
 
     num_processes: int = 1
     epoch: int = 0
     """Finished epochs."""
     step: int = 0
-    """Finished steps of the epoch that is under way."""
+    """Finished steps of the current epoch."""
     loss_sum: float = 0.0
-    """Over those steps."""
+    """Sum of the losses of those steps."""
     seconds: float = 0.0
-    """Spent on all this, in every process that went on with it."""
+    """Total training time, including the time before each resumption."""
     history: list[dict] = field(default_factory=list)
-    """A record for each finished epoch."""
+    """One record per finished epoch."""
     clips: str = ""
-    """Tells the training clips, `Clips.digest`; a checkpoint of other clips is not gone on from."""
+    """Digest of the training clips, `Clips.digest`; a checkpoint with another digest is not resumed."""
     selected: int | None = None
     """Index in `history` of the epoch whose weights are kept."""
 
 
 def check_output_dir(recipe: Recipe) -> None:
-    """Raises a FileExistsError if the output folder holds the run of another recipe."""
+    """Raises a FileExistsError if the output folder contains the run of another recipe."""
     written = Path(recipe.run.output_dir) / "recipe.yaml"
     results = (written.with_name(name) for name in ("metrics.json", "checkpoint", "checkpoint.previous"))
-    if not written.exists() or not any(
-        result.exists() for result in results
-    ):  # a run that never got to its first epoch
+    if not written.exists() or not any(result.exists() for result in results):  # stopped before any checkpoint
         return
     earlier = load_recipe(written)
-    # Asking to go on, or naming the folder, the run or the paper's number in another way, makes no other experiment.
+    # These fields do not change the experiment.
     earlier.run.resume, earlier.run.output_dir = recipe.run.resume, recipe.run.output_dir
     earlier.title, earlier.reference = recipe.title, recipe.reference
-    if recipe.data.evaluate_what_there_is and not recipe.data.evaluation:  # found out when it runs
+    if recipe.data.evaluate_what_there_is and not recipe.data.evaluation:  # filled in when the recipe runs
         earlier.data.evaluation, earlier.data.validation_split = {}, recipe.data.validation_split
     if earlier != recipe:
         raise FileExistsError(
@@ -62,7 +60,7 @@ def check_output_dir(recipe: Recipe) -> None:
 
 
 def open_output_dir(recipe: Recipe) -> Path:
-    """Makes the folder of the run and writes the resolved recipe into it; the same recipe again starts it anew."""
+    """Creates the output folder and writes the resolved recipe to it; removes the metrics.json of an earlier run."""
     check_output_dir(recipe)
     output_dir = Path(recipe.run.output_dir)
     with clear_os_errors("run.output_dir", output_dir):
@@ -74,7 +72,7 @@ def open_output_dir(recipe: Recipe) -> Path:
 
 @contextlib.contextmanager
 def clear_os_errors(what: str, path: Path) -> Iterator[None]:
-    """A full disk or a folder that cannot be written, said in one line."""
+    """Reports write errors, such as a full disk or a read-only folder, in one line."""
     try:
         yield
     except OSError as error:
@@ -82,12 +80,13 @@ def clear_os_errors(what: str, path: Path) -> Iterator[None]:
 
 
 def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpoint: Path, selects: bool) -> None:
-    """Everything that a resumed run needs, and the selected weights; the old one stays until the new one is whole.
+    """Saves the training state and the selected weights; the old checkpoint is kept until the new one is complete.
 
     Args:
-        model: the unwrapped model whose weights are kept if `selects`, otherwise those kept before stay.
-        progress: as after the last finished step.
-        checkpoint: folder.
+        model: the unwrapped model.
+        progress: the state after the last finished step.
+        checkpoint: the folder.
+        selects: whether to keep the weights of `model`; otherwise the previously selected weights are kept.
     """
     unfinished, previous = checkpoint.with_name("checkpoint.unfinished"), previous_of(checkpoint)
     with clear_os_errors(f"the last whole checkpoint is {checkpoint}", unfinished):
@@ -95,7 +94,7 @@ def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpo
             shutil.rmtree(unfinished, ignore_errors=True)
         accelerator.wait_for_everyone()
         accelerator.save_state(unfinished)
-        accelerator.wait_for_everyone()  # each has written its part
+        accelerator.wait_for_everyone()  # all processes have written their parts
         weights = accelerator.get_state_dict(model) if selects else {}
         if accelerator.is_main_process:
             (unfinished / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
@@ -104,7 +103,7 @@ def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpo
                 accelerator.save(weights, unfinished / SELECTED, safe_serialization=True)
             elif (last_whole(checkpoint) / SELECTED).exists():
                 link_or_copy(last_whole(checkpoint) / SELECTED, unfinished / SELECTED)
-            if checkpoint.exists():  # else the process was killed here before, and `previous` is the only whole one
+            if checkpoint.exists():  # otherwise an earlier process was killed here, and only `previous` is complete
                 shutil.rmtree(previous, ignore_errors=True)
                 os.replace(checkpoint, previous)
             os.replace(unfinished, checkpoint)
@@ -113,11 +112,10 @@ def save_checkpoint(accelerator: Accelerator, model, progress: Progress, checkpo
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, clips: str = "") -> Progress | None:
-    """Puts the last whole checkpoint into what `accelerator` prepared; `None` if there is none.
+    """Loads the last complete checkpoint into the objects prepared by `accelerator`; returns `None` if there is none.
 
     Raises:
-        ValueError: it was written by another number of processes, or with other training clips than `clips` tells,
-            and would go on with other batches.
+        ValueError: the number of processes or the digest `clips` differs from the checkpoint's; so would the batches.
     """
     checkpoint = last_whole(checkpoint)
     if not checkpoint.exists():
@@ -138,17 +136,17 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, clips: str = "")
 
 
 def load_selected(model, checkpoint: Path) -> None:
-    """The weights of the epoch that `run.select_on` chose."""
+    """Loads the weights of the epoch selected by `run.select_on` into `model`."""
     model.load_state_dict(load_file(last_whole(checkpoint) / SELECTED))
 
 
 def last_whole(checkpoint: Path) -> Path:
-    """The newest checkpoint: the older one, if the process was killed between the two renames of save_checkpoint."""
+    """Returns the newest complete checkpoint: the previous one if `save_checkpoint` was killed between its renames."""
     return checkpoint if checkpoint.exists() else previous_of(checkpoint)
 
 
 def link_or_copy(source: Path, to: Path) -> None:
-    """A second name for a file; a copy where the file system has none, as exFAT and some network drives."""
+    """Hard-links a file, or copies it where the file system has no hard links, as exFAT and some network drives."""
     try:
         os.link(source, to)
     except OSError:
@@ -157,10 +155,10 @@ def link_or_copy(source: Path, to: Path) -> None:
 
 @contextlib.contextmanager
 def locked_output_dir(output_dir: Path) -> Iterator[None]:
-    """Keeps others from training in the same folder; of the processes of one training, the first holds the lock.
+    """Locks the output folder against other training runs; in a distributed run, rank 0 holds the lock.
 
     Raises:
-        BlockingIOError: another training is at work there.
+        BlockingIOError: another training run holds the lock.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -179,5 +177,5 @@ def locked_output_dir(output_dir: Path) -> Iterator[None]:
 
 
 def previous_of(checkpoint: Path) -> Path:
-    """Where the older checkpoint is while a newer one takes its place."""
+    """Returns the path of the previous checkpoint, which exists while a new one replaces it."""
     return checkpoint.with_name("checkpoint.previous")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips as training sees them, and how they become a batch. B clips, T frames, D embedding width."""
+"""The clips of a training run, and how they become a batch. B clips, T frames, D embedding width."""
 
 import hashlib
 import json
@@ -10,81 +10,72 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms import v2
 from transformers.utils import logging
+from transformers.video_utils import VideoMetadata
 
-from modeling_emoclip.frame_sampling import sample_frames
-from modeling_emoclip.video_decoding import read_video
-from training.recipe import Augmentation
+from modeling_emoclip.video_reading import read_video
+from training.recipe import Augmentation, DataRecipe
 
 logger = logging.get_logger(__name__)
 
 
 def media_column(columns: Iterable[str]) -> str | None:
-    """Which column holds what `read_video` takes: "video" files, or "frames", folders of images; `None`: neither."""
+    """Returns the column with the input of `read_video`, "video" (files) or "frames" (folders); `None` without."""
     return next((name for name in ("video", "frames") if name in columns), None)
 
 
 class Clips(torch.utils.data.Dataset):
-    """Rows of a data set, each with what it is trained against and a choice of its frames.
+    """Rows of a data set, each with its target and a sample of its frames.
 
     Args:
         rows: a `datasets.Dataset` with a `video`, `frames` or `image` column.
-        video_processor: an `EmoCLIPVideoProcessor`; says how many frames and which.
+        video_processor: the `EmoCLIPVideoProcessor`, which samples the frames.
+        data: gives `frame_sampling` and `augmentation` (of augmented clips), `encode_every`, `short_clips` and
+            `shortest` (of encoded frames) and `on_error`; by default those of an empty recipe.
+        is_augmented: whether the clips change from epoch to epoch, for training.
         texts: one for each row, for models that compare videos with texts.
         labels: `(N,)` class numbers or `(N, n)` targets, for models with labels.
-        frame_sampling: overrides the processor's choice, for training.
-        augmentation: of pixels, for training.
-        seed: of random choices, which depend on (seed, epoch, row) alone.
-        frame_embeds: the rows' frames, already encoded (`feature_cache.FrameEmbeds`); pixels are then not read.
-        encode_every: of which each k-th is there.
         text_embeds: text -> `(D,)`, already encoded; `None` if the text tower learns.
-        short_clips, shortest: see `DataRecipe`; only of frames that are encoded already.
-        on_error: "raise", or "skip" to leave a clip that cannot be decoded out of its batch, with a warning.
+        frame_embeds: the rows' frames, already encoded (`feature_cache.FrameEmbeds`), in place of pixels.
+        seed: seed of random choices, which depend on (seed, epoch, row) alone.
     """
 
     def __init__(
         self,
         rows,
         video_processor,
+        data: DataRecipe | None = None,
+        *,
+        is_augmented: bool = False,
         texts: list[str] | None = None,
         labels: torch.Tensor | None = None,
-        frame_sampling: str | None = None,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        frame_embeds=None,
-        encode_every: int = 1,
         text_embeds: dict[str, torch.Tensor] | None = None,
-        on_error: str = "raise",
-        short_clips: str = "repeat",
-        shortest: int | None = None,
+        frame_embeds=None,
+        seed: int = 0,
     ):
-        if frame_embeds is None and (short_clips, shortest) != ("repeat", None):
+        data = data or DataRecipe()
+        if frame_embeds is None and (data.short_clips, data.shortest) != ("repeat", None):
             raise ValueError(
-                f"data.short_clips is {short_clips} and data.shortest {shortest}, but frames that go through the image"
-                " tower in every step cannot be cut or padded"
+                f"data.short_clips is {data.short_clips} and data.shortest {data.shortest}, but frames that go "
+                "through the image tower in every step cannot be cut or padded"
             )
-        self.rows, self.texts, self.labels = rows, texts, labels
-        self.num_frames = video_processor.num_frames
-        self.video_limits, self.guard_decoding = video_processor.video_limits, video_processor.guard_decoding
-        self.frame_sampling = frame_sampling or video_processor.frame_sampling
+        self.rows, self.video_processor, self.data = rows, video_processor, data
+        self.texts, self.labels, self.text_embeds, self.frame_embeds = texts, labels, text_embeds, frame_embeds
+        self.seed, self.epoch = seed, 0
+        self.frame_sampling = (is_augmented and data.frame_sampling) or video_processor.frame_sampling
+        encode_every = data.encode_every if frame_embeds is not None else 1
         if self.frame_sampling.startswith("strided") and video_processor.frame_stride % encode_every:
             raise ValueError(
                 f"data.encode_every is {encode_every}, but must divide model.video_processor.frame_stride = "
                 f"{video_processor.frame_stride}"
             )
         self.frame_stride = max(1, video_processor.frame_stride // encode_every)
-        self.augment = augmentation_transforms(augmentation) if augmentation else None
-        self.seed = seed
-        self.epoch = 0
-        self.frame_embeds = frame_embeds
-        self.text_embeds = text_embeds
-        self.on_error = on_error
-        self.short_clips, self.shortest = short_clips, shortest
+        self.augment = augmentation_transforms(data.augmentation) if is_augmented else None
 
     def __len__(self):
         return len(self.rows)
 
     def set_epoch(self, epoch: int):
-        """Other random frames in each epoch."""
+        """Makes random choices differ from those of other epochs."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict | None:
@@ -98,7 +89,7 @@ class Clips(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, self.epoch, index])
         if self.frame_embeds is not None:
             view = int(rng.integers(self.frame_embeds.num_views)) if self.frame_embeds.num_views > 1 else 0
-            return item | {"frame_embeds": self._chosen(self.frame_embeds[index, view], index, rng)}
+            return item | {"frame_embeds": self._select_frames(self.frame_embeds[index, view], index, rng)}
         row = self.rows[index]
         if "components" in row:
             item["components"] = torch.tensor(row["components"])
@@ -107,38 +98,39 @@ class Clips(torch.utils.data.Dataset):
         try:
             frames, _ = read_video(
                 row[media_column(row)],
-                lambda metadata: self._choose_frames(metadata.total_num_frames, rng),
-                limits=self.video_limits,
-                guarded=self.guard_decoding,
+                lambda metadata: self._sample_frames(metadata, rng),
+                limits=self.video_processor.video_limits,
+                guarded=self.video_processor.guard_decoding,
             )
         except (ValueError, OSError) as error:
-            if self.on_error == "raise":
+            if self.data.on_error == "raise":
                 raise
             logger.warning(f"left out: {error}")
             return None
         return item | {"frames": self._augmented(frames, rng)}
 
-    def _chosen(self, frame_embeds: torch.Tensor, index: int, rng: np.random.Generator) -> torch.Tensor:
-        """Of all frames of a clip `(T, D)` those that are wanted, with zeros for missing ones if that is wanted."""
-        if self.shortest is not None:
+    def _select_frames(self, frame_embeds: torch.Tensor, index: int, rng: np.random.Generator) -> torch.Tensor:
+        """Samples from all encoded frames `(T, D)` of a clip; shorter clips are treated as the recipe says."""
+        shortest, short_clips = self.data.shortest, self.data.short_clips
+        if shortest is not None:
             # By the row alone: the same in training and every evaluation.
-            kept = np.random.default_rng(index).integers(min(self.shortest, len(frame_embeds)), len(frame_embeds) + 1)
+            kept = np.random.default_rng(index).integers(min(shortest, len(frame_embeds)), len(frame_embeds) + 1)
             frame_embeds = frame_embeds[:kept]
-        missing = self.num_frames - len(frame_embeds)
-        if missing > 0 and self.short_clips != "repeat":
-            padding = missing if self.short_clips == "zeros" else 0
+        missing = self.video_processor.num_frames - len(frame_embeds)
+        if missing > 0 and short_clips != "repeat":
+            padding = missing if short_clips == "zeros" else 0
             return torch.nn.functional.pad(frame_embeds, (0, 0, 0, padding))
-        return frame_embeds[torch.from_numpy(self._choose_frames(len(frame_embeds), rng))]
+        return frame_embeds[torch.from_numpy(self._sample_frames(VideoMetadata(len(frame_embeds)), rng))]
 
     def digest(self) -> str:
-        """Changes with the clips, their order, and what they are trained against."""
+        """Returns a digest of the clips, their order and their targets."""
         names = self.rows["clip_id"] if "clip_id" in self.rows.column_names else range(len(self.rows))
         labels = None if self.labels is None else self.labels.tolist()
         described = json.dumps([list(map(str, names)), self.texts, labels])
         return hashlib.sha256(described.encode()).hexdigest()[:20]
 
     def names(self, indices: list[int]) -> list[str]:
-        """What messages call some clips."""
+        """Returns the names of some clips for messages."""
         return [str(self.rows[index].get("clip_id", index)) for index in indices]
 
     def _augmented(self, frames: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
@@ -149,16 +141,22 @@ class Clips(torch.utils.data.Dataset):
             torch.manual_seed(int(rng.integers(2**62)))
             return self.augment(pixels)
 
-    def _choose_frames(self, total_num_frames: int, rng: np.random.Generator) -> np.ndarray:
-        return sample_frames(self.frame_sampling, total_num_frames, self.num_frames, stride=self.frame_stride, rng=rng)
+    def _sample_frames(self, metadata: VideoMetadata, rng: np.random.Generator) -> np.ndarray:
+        return self.video_processor.sample_frames(
+            metadata,
+            fps=self.video_processor.fps,
+            frame_sampling=self.frame_sampling,
+            frame_stride=self.frame_stride,
+            rng=rng,
+        )
 
 
 class Collator:
-    """Items of `Clips` -> the model's inputs, and `clip_index (B,)`: which clips they are; empty if there are none.
+    """Collates items of `Clips` to the model's inputs and `clip_index (B,)`; to an empty dict if all were skipped.
 
     Args:
         processor: `EmoCLIPProcessor`.
-        with_components: also hand the `components` column on.
+        with_components: whether to pass the `components` column on.
     """
 
     def __init__(self, processor, with_components: bool = False):
@@ -167,13 +165,13 @@ class Collator:
 
     def __call__(self, items: list[dict | None]) -> dict:
         items = [item for item in items if item is not None]
-        if not items:  # not one clip of the batch can be decoded
+        if not items:
             return {}
         batch = {"clip_index": torch.tensor([item["clip_index"] for item in items])}
         if "text" in items[0]:
-            # Also with text_embeds: the loss tells by input_ids which clips of the batch have the same text.
-            texts = [item["text"] for item in items]
-            batch |= {**self.processor(text=texts, return_tensors="pt"), "return_loss": True}
+            batch["return_loss"] = True
+            if "text_embeds" not in items[0]:
+                batch |= self.processor(text=[item["text"] for item in items], return_tensors="pt")
         for name in ("text_embeds", "labels", *(("components",) if self.with_components else ())):
             if name in items[0]:
                 batch[name] = torch.stack([item[name] for item in items])
@@ -193,7 +191,7 @@ class Collator:
 
 
 def augmentation_transforms(augmentation: Augmentation) -> v2.Transform:
-    """Frames `(T, 3, H, W)`, uint8 -> the same, altered. Each transform draws once a call, so once for all frames."""
+    """Returns a transform of frames `(T, 3, H, W)`, uint8, which draws once per call and so alike for all frames."""
     transforms = [
         v2.RandomHorizontalFlip(augmentation.flip),
         v2.ColorJitter(brightness=augmentation.brightness),
@@ -203,7 +201,7 @@ def augmentation_transforms(augmentation: Augmentation) -> v2.Transform:
 
 
 class _RandomCrop(v2.Transform):
-    """RandomResizedCrop to the size that came in, which torchvision wants to know beforehand."""
+    """RandomResizedCrop to the input's size, which torchvision's needs to know beforehand."""
 
     def __init__(self, crop: float):
         super().__init__()

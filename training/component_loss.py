@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hand rail for towers that start from nothing.
+"""An auxiliary loss that helps towers trained from scratch.
 
-A small ViT with the contrastive loss alone stays at chance for a hundred thousand rendered stills. Asking it at the
-same time which facial components are present (one linear layer, binary cross-entropy) gets it going; the weight of
-that question falls to zero well before the end, and the layer is thrown away.
+With the contrastive loss alone, a small ViT stays at chance level for a hundred thousand rendered stills. An auxiliary
+loss on the facial components that are present (one linear layer, binary cross-entropy) gets it started. Its weight
+falls to zero well before the end, and the layer is discarded.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class WithComponentLoss(nn.Module):
-    """`model`, whose training loss gets the component loss added with a weight that falls linearly to zero.
+    """Wrapper of `model` that adds the component loss in training, with a weight that falls linearly to zero.
 
     Args:
         model: returns `loss` and `video_embeds (B, D)`.
@@ -27,11 +27,11 @@ class WithComponentLoss(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def forward(self, components: torch.Tensor, **inputs):
-        """`components (B, num_components)` of 0 and 1; everything else goes to the model."""
+        """Calls the model with `inputs`; adds the loss on `components (B, num_components)` of 0 and 1 in training."""
         outputs = self.model(**inputs)
         if self.training:
             weight = (1 - self.step / self.num_steps).clamp(min=0.0)
-            # The head sees the embedding at CLIP's usual length: unit vectors of a hundred numbers learn slowly.
+            # Scaled to CLIP's usual norm: the head learns slowly from unit vectors of about 100 dimensions.
             logits = self.component_head(outputs.video_embeds * self.component_head.in_features**0.5)
             component_loss = nn.functional.binary_cross_entropy_with_logits(logits, components, reduction="none")
             outputs.loss = outputs.loss + weight * component_loss.sum(dim=1).mean()

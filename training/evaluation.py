@@ -1,73 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a model on evaluation sets: of a recipe, or from the command line.
-
-python -m training.evaluation CHECKPOINT DATASET --data-dir FOLDER [--fold all]
-
-CHECKPOINT is the output folder of training/train.py, an exported folder or a Hub id; DATASET is dfew, ferv39k, mafw,
-afew, own, synthetic_faces or the `module.Class` of a builder in training/data. A model of texts is asked for labels by
-their descriptions (zero-shot), one with classes or targets for those of the same names. Writes predictions, confusion
-matrices and metrics.json. Every frame is encoded once and kept, so folds that share clips decode them once. Under
-`accelerate launch` each process takes a part of the clips.
-"""
-
-import argparse
-import importlib
-import json
-import sys
-from pathlib import Path
-from types import SimpleNamespace
+"""Scores of an experiment's model on its evaluation sets; evaluate.py is the command."""
 
 import datasets
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModel, AutoTokenizer, AutoVideoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from modeling_emoclip import EmoCLIPConfig, EmoCLIPModel, EmoCLIPProcessor
-from training.build import PREDICTS, Experiment, encode_texts, load_builder
-from training.collate import Clips, Collator
-from training.data.data_set_table import BUILDERS
-from training.feature_cache import encode_frames
-from training.metrics.scores import mean_over, metrics_of, table
-from training.predictions import (
-    Predictions,
-    predict_labels,
-    predict_targets,
-    predict_texts,
-    run_model,
-    whole_file,
-    write_results,
-)
-from training.recipe import DataSource, EvaluationSet, Recipe
-
-DATA_SETS = {name: f"{builder.__module__.rpartition('.')[2]}.{builder.__name__}" for name, builder in BUILDERS.items()}
-DATA_SETS["synthetic_faces"] = "synthetic_faces.SyntheticFaces"
+from emoclip import EmoCLIPProcessor
+from training.build import Experiment, embed_texts
+from training.metrics.scores import metrics_of
+from training.predictions import Predictions, collect_outputs, predict_labels, predict_targets, predict_texts
+from training.recipe import EvaluationSet, Recipe
 
 
 def evaluate(
     experiment: Experiment, recipe: Recipe, accelerator: Accelerator, model: nn.Module | None = None
 ) -> dict[str, dict]:
-    """Name of each evaluation set -> its metrics; see `predict`."""
+    """Computes the metrics of each evaluation set: name -> metrics; see `predict`."""
     return {name: metrics_of(one) for name, one in predict(experiment, recipe, accelerator, model).items()}
 
 
 def predict(
     experiment: Experiment, recipe: Recipe, accelerator: Accelerator, model: nn.Module | None = None
 ) -> dict[str, Predictions]:
-    """Of each evaluation set; a clip goes through the model once, however many sets it is in.
+    """Predicts each evaluation set; sets that share their clips also share the forward passes.
 
     Args:
-        model: instead of the experiment's own, as an average of its weights.
+        model: used instead of the experiment's own model, such as a moving average of its weights.
     """
     model = experiment.model if model is None else getattr(model, "model", model)  # without the component loss
     outputs: dict[int, tuple] = {}
     for clips in experiment.evaluation_clips.values():
         if id(clips) not in outputs:
-            outputs[id(clips)] = run_model(model, clips, experiment.collator, recipe.optim.batch_size, accelerator)
+            outputs[id(clips)] = collect_outputs(
+                model, clips, experiment.collator, recipe.optim.batch_size, accelerator
+            )
     predictions = {}
     for name, evaluation_set in recipe.data.evaluation.items():
         clips = experiment.evaluation_clips[name]
@@ -80,7 +51,7 @@ def predict(
 
 @torch.inference_mode()
 def validation_loss(model: nn.Module, experiment: Experiment, recipe: Recipe, accelerator: Accelerator) -> float:
-    """Mean loss over the validation clips, each batch in the same order every time, in every process the same."""
+    """Computes the mean loss over the validation clips, in the same batches every time and in every process."""
     model.eval()
     losses, weights = [], []
     for batch in DataLoader(experiment.validation_clips, recipe.optim.batch_size, collate_fn=experiment.collator):
@@ -103,191 +74,14 @@ def predict_set(
     outputs: torch.Tensor,
     any_words: bool = False,
 ) -> Predictions:
-    """Scores of candidate labels, or targets, from what `run_model` says of the rows; any_words: see predict_texts."""
-    predicts = PREDICTS[type(model).__name__]
-    if predicts == "targets":
+    """Converts `outputs` of `collect_outputs` for `rows` to label scores or targets; any_words: see predict_texts."""
+    if model.predicts == "targets":
         return predict_targets(rows, outputs, model.config.target_names)
-    if predicts == "labels":
+    if model.predicts == "labels":
         return predict_labels(evaluation_set, rows, outputs, model.config.id2label)
 
     def embeds_of(texts: list[str]) -> torch.Tensor:
-        embeds = encode_texts(model, processor, texts)
+        embeds = embed_texts(model, processor, texts)
         return torch.stack([embeds[text] for text in texts]).cpu()
 
     return predict_texts(evaluation_set, rows, outputs, class_descriptions, embeds_of, any_words)
-
-
-# From here on the command.
-
-
-def main(arguments: list[str] | None = None) -> dict:
-    """The command; returns what it wrote to metrics.json."""
-    options = parse_options(arguments)
-    accelerator = Accelerator()
-    try:
-        output_dir = options.output or default_output(options)
-        if (output_dir / "recipe.yaml").exists():
-            raise FileExistsError(f"{output_dir} holds a training run, whose metrics.json must stay: give --output")
-        report, predictions = score(options, accelerator)
-        if accelerator.is_main_process:
-            write_report(output_dir, report, predictions)
-            print(f"{table(report)}\nwrote {output_dir}")
-    except (OSError, ValueError) as error:
-        if accelerator.is_main_process:
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    accelerator.end_training()
-    return report
-
-
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub id")
-    parser.add_argument("data_set", help=f"{', '.join(DATA_SETS)}, or module.Class")
-    parser.add_argument("--data-dir", help="folder of the data set")
-    parser.add_argument("--config", help="as fold2; default: the data set's first")
-    parser.add_argument("--fold", choices=["all"], help="every fold of --config, and the mean, as papers report it")
-    parser.add_argument("--split", help="default: test; validation, if there is no test")
-    parser.add_argument(
-        "--options", nargs="+", default=[], metavar="NAME=VALUE", help="of the builder, as media=faces"
-    )
-    parser.add_argument("--labels", nargs="+", help="candidates; only clips with one of them; in zero-shot any words")
-    parser.add_argument("--descriptions", type=Path, metavar="YAML", help="label: [texts]; default: the checkpoint's")
-    parser.add_argument("--output", type=Path, help="folder; default: outputs/CHECKPOINT_on_DATASET")
-    parser.add_argument("--batch-size", type=int, default=64, help="of each process; default: 64")
-    parser.add_argument("--cache-dir", help="of prepared data sets and encoded frames; default: that of `datasets`")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode clips; default: none but this")
-    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="for clips that cannot be read")
-    return parser.parse_args(arguments)
-
-
-def default_output(options: argparse.Namespace) -> Path:
-    """Beside the runs, by the names of checkpoint and data set; that of `outputs/run/hub` is run_hub."""
-    parts = Path(options.checkpoint).parts[-2:]
-    name = parts[-1] if parts[-1] != "hub" else "_".join(parts)
-    return Path("outputs") / f"{name}_on_{options.data_set.rpartition('.')[2]}"
-
-
-def score(options: argparse.Namespace, accelerator: Accelerator) -> tuple[dict, dict[str, Predictions]]:
-    """Every configuration that is asked for through the model: the content of metrics.json, and the predictions."""
-    model, processor = load_model(options.checkpoint)
-    model.to(accelerator.device)
-    descriptions = read_descriptions(options.descriptions) if options.descriptions else model.config.class_descriptions
-    predictions = {}
-    for source in sources(options):
-        with accelerator.main_process_first():  # the others then find what it has prepared and encoded
-            split, clips = load_clips(source, options, model, processor)
-        rows, outputs = run_model(model, clips, Collator(processor), options.batch_size, accelerator)
-        by_captions = isinstance(model, EmoCLIPModel) and "label" not in clips.rows.features
-        evaluation_set = EvaluationSet(split, source, options.labels, own_captions=by_captions)
-        predictions[f"{source.config_name}_{split}"] = predict_set(
-            evaluation_set, model, processor, descriptions, clips.rows.select(rows), outputs, any_words=True
-        )
-    metrics = {name: metrics_of(one) for name, one in predictions.items()}
-    report = {
-        "title": default_output(options).name.replace("_on_", " on "),
-        "architecture": type(model).__name__,
-        "class_descriptions": descriptions if isinstance(model, EmoCLIPModel) else None,
-        "sets": metrics,
-        "mean": mean_over(list(metrics.values())),
-    }
-    return report, predictions
-
-
-def load_model(checkpoint: str) -> tuple[PreTrainedModel, EmoCLIPProcessor | SimpleNamespace]:
-    """A model of this package and its processor, of which a model that reads no texts needs only a part.
-
-    Raises:
-        ValueError: there is none, in one line.
-    """
-    try:
-        model_type = AutoConfig.from_pretrained(checkpoint).model_type
-        if model_type != EmoCLIPConfig.model_type:
-            raise ValueError(f"it is a {model_type} model; recipes as clip_zero_shot.yaml evaluate a CLIP")
-        model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
-        video_processor = AutoVideoProcessor.from_pretrained(checkpoint)
-        if not isinstance(model, EmoCLIPModel):
-            return model, SimpleNamespace(video_processor=video_processor)
-        return model, EmoCLIPProcessor(video_processor, AutoTokenizer.from_pretrained(checkpoint))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the checkpoint {checkpoint} cannot be loaded: {str(error).splitlines()[0]}") from None
-
-
-def read_descriptions(path: Path) -> dict[str, list[str]]:
-    """A yaml file label -> text or texts.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or says something else.
-    """
-    try:
-        texts_of = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if isinstance(texts_of, dict):
-        texts_of = {str(name): [texts] if isinstance(texts, str) else texts for name, texts in texts_of.items()}
-        if all(isinstance(texts, list) and texts and all(map(is_text, texts)) for texts in texts_of.values()):
-            return texts_of
-    raise ValueError(f"{path} must have the form `label: [text, text]`")
-
-
-def is_text(value) -> bool:
-    """Whether it can stand for a label."""
-    return isinstance(value, str) and bool(value.strip())
-
-
-def sources(options: argparse.Namespace) -> list[DataSource]:
-    """One for each configuration that is asked for."""
-    name = DATA_SETS.get(options.data_set, options.data_set)
-    module, _, class_name = name.rpartition(".")
-    try:
-        builder_class = getattr(importlib.import_module(f"training.data.{module}"), class_name)
-    except (ImportError, AttributeError, TypeError):
-        raise ValueError(
-            f"the data set {name} is unknown; there are {', '.join(DATA_SETS)}, or module.Class"
-        ) from None
-    configs = list(builder_class.builder_configs)
-    if wrong := [option for option in options.options if "=" not in option]:
-        raise ValueError(f"--options has {wrong[0]!r}, which is not of the form name=value")
-    settings = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options.options)}
-    if options.on_error == "skip" and hasattr(builder_class.BUILDER_CONFIG_CLASS, "on_error"):
-        settings["on_error"] = "skip"
-    config = options.config or configs[0]
-    chosen = [config]
-    if options.fold == "all":
-        kind = config.rstrip("0123456789")
-        chosen = [other for other in configs if other != kind and other.rstrip("0123456789") == kind]
-        if not chosen:
-            raise ValueError(f"{options.data_set} has no folds of {config}; it has {', '.join(configs)}")
-    return [DataSource(name, one, options.data_dir, settings) for one in chosen]
-
-
-def load_clips(source: DataSource, options: argparse.Namespace, model, processor) -> tuple[str, Clips]:
-    """The split, prepared if need be, and its clips with their frames encoded."""
-    builder = load_builder(source, options.cache_dir)
-    builder.download_and_prepare()
-    splits = list(builder.info.splits)
-    split = options.split or next((name for name in ("test", "validation") if name in splits), "test")
-    if split not in splits:
-        raise ValueError(f"{options.data_set} has no split {split}; it has {', '.join(splits)}: give --split")
-    rows = builder.as_dataset(split)
-    cache_dir = Path(options.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
-    title = f"frames of {source.config_name}, {split}"
-    frame_embeds = encode_frames(
-        model, processor.video_processor, rows, cache_dir, options.workers, title, on_error=options.on_error
-    )
-    kept = sorted(set(range(len(rows))) - set(frame_embeds.skipped))
-    rows, frame_embeds = rows.select(kept), frame_embeds.select(kept)
-    return split, Clips(rows, processor.video_processor, frame_embeds=frame_embeds)
-
-
-def write_report(folder: Path, report: dict, predictions: dict[str, Predictions]) -> None:
-    """metrics.json last: with it the folder is complete."""
-    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation
-    write_results(folder, predictions, report["sets"], title=report["title"])
-    with whole_file(folder / "metrics.json") as path:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

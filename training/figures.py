@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of results. No window and no state of matplotlib's is needed, so they can be drawn anywhere."""
+"""Plots of results, drawn without pyplot's global state, so no display is needed."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from modeling_emoclip.typed_text import PICTURE_TEXT
+from emoclip.typed_text import PICTURE_TEXT
 
-LARGE = 15  # with more classes, names stand upright and cells are small
+LARGE = 15  # with more classes, column names are vertical and cells are smaller
 
 
 @rc_context(PICTURE_TEXT)
 def draw_confusion(path: Path, metrics: dict, title: str = "") -> None:
-    """Rows are what the clips show, columns what the model says. A cell holds its percentage of the row and its number
-    of clips, and is empty if there are none; classes that no clip shows have no row.
+    """Draws a confusion matrix with true classes as rows and predicted classes as columns. Each cell shows its
+    percentage of the row and its number of clips; zeros are left blank, and classes without clips have no row.
 
     Args:
-        path: of a PNG file.
-        metrics: with `confusion_matrix`, `labels`, `uar`, `war`.
+        path: PNG file to write.
+        metrics: dict with `confusion_matrix`, `labels`, `uar` and `war`.
     """
     confusion = np.array(metrics["confusion_matrix"])
     names = metrics["labels"]
@@ -30,7 +30,7 @@ def draw_confusion(path: Path, metrics: dict, title: str = "") -> None:
     is_large = len(names) > LARGE
     cell = 0.42 if is_large else 0.78  # inches
     figure = Figure(figsize=(cell * len(names), cell * len(occurring)))
-    axes = figure.add_axes((0, 0, 1, 1))  # all of it is cells; what is written around them is added when saving
+    axes = figure.add_axes((0, 0, 1, 1))  # cells only; bbox_inches="tight" adds room for the labels
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=shares.max(), aspect="auto")
     for row, column in zip(*np.nonzero(confusion), strict=True):
         share, number = shares[row, column], confusion[row, column]
@@ -53,7 +53,7 @@ def draw_confusion(path: Path, metrics: dict, title: str = "") -> None:
 
 @rc_context(PICTURE_TEXT)
 def draw_history(path: Path, history: list[dict], title: str = "") -> None:
-    """Loss on the training and the validation clips by epoch."""
+    """Plots the training and validation losses by epoch."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     epochs = [record["epoch"] for record in history]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of batches that do not fit in memory, a chunk at a time. B clips, D embedding width.
+"""Gradients of batches that do not fit in memory, computed chunk by chunk. B clips, D embedding width.
 
-Plain accumulation would cut a contrastive batch into small ones, each with few negatives. GradCache (Gao et al., arXiv
-2101.06983) keeps it whole: all chunks are embedded without gradient; the loss of the whole batch gives the gradient of
-every embedding; then each chunk is embedded again, and its part of that gradient goes back through it. The price is a
-second forward pass.
+Plain accumulation would split a contrastive batch into small ones with few negatives each. GradCache (Gao et al.,
+arXiv 2101.06983) keeps the batch whole: all chunks are embedded without gradients, the loss of the whole batch gives
+the gradient of each embedding, and each chunk is embedded again to backpropagate its part. The cost is a second
+forward pass.
 """
 
 from contextlib import nullcontext
@@ -17,23 +17,23 @@ from training.component_loss import WithComponentLoss
 
 
 def backward_in_chunks(model, batch: dict, accelerator: Accelerator, chunk_size: int) -> torch.Tensor:
-    """`accelerator.backward(model(**batch).loss)`, with at most `chunk_size` clips in the model at once.
+    """Computes `accelerator.backward(model(**batch).loss)` with at most `chunk_size` clips in the model at once.
 
-    The gradients are those of the whole batch, of all processes, up to rounding; only what is random in the model, as
-    dropout, is drawn chunk by chunk.
+    The gradients are those of the whole batch over all processes, up to rounding; only random operations such as
+    dropout are drawn per chunk.
 
     Args:
-        model: what `accelerator.prepare` returned, in training mode.
-        batch: inputs of the model, with `return_loss` or `labels`: tensors of B rows, which are cut, and anything
-            else, which every chunk gets.
-        chunk_size: clips at once in each process.
+        model: result of `accelerator.prepare`, in training mode.
+        batch: inputs of the model, with `return_loss` or `labels`; tensors of B rows are split, everything else is
+            passed to every chunk.
+        chunk_size: maximum number of clips per forward pass in each process.
 
     Returns:
         The loss of the whole batch, a scalar without gradient.
 
     Raises:
-        ValueError: neither `return_loss` nor `labels`; labels with `class_weights` or the `ccc` loss, which no chunks
-            add up to; processes with batches of different sizes; `chunk_size` below 1.
+        ValueError: neither `return_loss` nor `labels`; labels with `class_weights` or the `ccc` loss, which are not
+            means over clips; processes with batches of different sizes; `chunk_size` below 1.
         TypeError: a model in `WithComponentLoss`, which adds to the contrastive loss.
     """
     if chunk_size < 1:
@@ -42,7 +42,7 @@ def backward_in_chunks(model, batch: dict, accelerator: Accelerator, chunk_size:
     if isinstance(unwrapped, WithComponentLoss):
         raise TypeError("WithComponentLoss cannot be trained in chunks: train it without chunk_size")
     if in_several_processes():
-        check_equal_batches(_clips(batch))  # here, since each process must come to the same number of chunks
+        check_equal_batches(_clips(batch))  # all processes must have the same number of chunks
     if batch.get("return_loss"):
         return _contrastive_backward(model, unwrapped, batch, accelerator, chunk_size)
     if "labels" in batch:
@@ -57,7 +57,7 @@ def _contrastive_backward(model, unwrapped, batch: dict, accelerator: Accelerato
     scalars = [parameter for parameter in (unwrapped.logit_scale, unwrapped.logit_bias) if parameter is not None]
     scalars = [parameter for parameter in scalars if parameter.requires_grad]
     with accelerator.autocast():
-        loss = unwrapped.contrastive_loss_of(*embeds, batch.get("input_ids"))
+        loss = unwrapped.contrastive_loss_of(*embeds)
     video_gradients, text_gradients, *scalar_gradients = torch.autograd.grad(loss, [*embeds, *scalars])
     gradients = zip(video_gradients.split(chunk_size), text_gradients.split(chunk_size), strict=True)
     for number, (chunk, state, chunk_gradients) in enumerate(zip(chunks, random_states, gradients, strict=True), 1):
@@ -67,9 +67,9 @@ def _contrastive_backward(model, unwrapped, batch: dict, accelerator: Accelerato
             outputs = model(**chunk)
             pairs = list(zip((outputs.video_embeds, outputs.text_embeds), chunk_gradients, strict=True))
             if last:
-                # Once, and in the one backward pass in which DistributedDataParallel waits for every parameter.
+                # Only in the last backward pass, the one in which DistributedDataParallel synchronizes parameters.
                 pairs += zip(scalars, scalar_gradients, strict=True)
-            # By the chain rule the gradient of this sum is the chunk's part of the loss's. Frozen towers have none.
+            # Chain rule: the gradient of this sum is the chunk's part of the loss gradient. Frozen towers have none.
             parts = [(value * gradient).sum() for value, gradient in pairs if value.requires_grad]
             if parts:
                 accelerator.backward(sum(parts))
@@ -98,9 +98,9 @@ def _check_loss_is_a_mean(config, labels: torch.Tensor) -> None:
 
 @torch.no_grad()
 def _embed(unwrapped, chunks: list[dict], device: torch.device) -> tuple[list[torch.Tensor], list]:
-    """Video and text embeddings `(B, D)`, leaves that want a gradient, and what each chunk began its randomness with.
+    """Returns video and text embeddings `(B, D)` as leaves that require gradients, and each chunk's RNG state.
 
-    Around DistributedDataParallel, not through it: there is nothing to share yet.
+    Bypasses DistributedDataParallel, since there are no gradients to synchronize yet.
     """
     outputs, random_states = [], []
     for chunk in chunks:
@@ -116,7 +116,7 @@ def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | No
 
 
 def _set_random_state(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
-    """So that dropout is what it was; the last chunk leaves randomness where the first pass left it."""
+    """Restores the RNG state so that dropout repeats; after the last chunk the state is that of the first pass."""
     on_cpu, on_device = state
     torch.set_rng_state(on_cpu)
     if on_device is not None:
@@ -128,7 +128,7 @@ def _clips(batch: dict) -> torch.Tensor:
 
 
 def _cut(batch: dict, chunk_size: int) -> list[dict]:
-    """At most `chunk_size` rows of every tensor in each; what is no tensor is the same in all."""
+    """Splits each tensor into chunks of at most `chunk_size` rows; other values are copied to every chunk."""
     starts = range(0, len(_clips(batch)), chunk_size)
     return [
         {name: v[start : start + chunk_size] if torch.is_tensor(v) else v for name, v in batch.items()}

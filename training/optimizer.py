@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizer and schedule from a recipe: which parameter learns, and how fast, is data."""
+"""Optimizer, learning rate schedule and trainable parameters of a recipe."""
 
 import re
 
@@ -10,14 +10,14 @@ from training.recipe import OptimRecipe
 
 
 def set_trainable(model: torch.nn.Module, learning_rates: dict, may_freeze_all: bool = False) -> dict[str, float]:
-    """Freezes what the recipe freezes; returns parameter name -> learning rate for the rest.
+    """Freezes parameters according to the recipe; returns name -> learning rate for the others.
 
-    The first expression of `learning_rates` that matches a whole name decides; null freezes. Only where nothing is
-    trained (`may_freeze_all`) may all be frozen.
+    The first expression of `learning_rates` that matches the full name applies; null freezes. All parameters can be
+    frozen only with `may_freeze_all`, for runs without training.
 
     Raises:
-        ValueError: a parameter that no expression matches, an expression that matches none, a negative rate, or
-            nothing left to train.
+        ValueError: a parameter matches no expression, an expression matches no parameter, a rate is negative, or
+            nothing is left to train.
     """
     rates, used = {}, set()
     for name, parameter in model.named_parameters():
@@ -41,7 +41,7 @@ def set_trainable(model: torch.nn.Module, learning_rates: dict, may_freeze_all: 
 
 
 def build_optimizer(model: torch.nn.Module, optim: OptimRecipe, rates: dict[str, float]) -> torch.optim.Optimizer:
-    """One parameter group for each learning rate, by default without decay for vectors and scalars."""
+    """Builds the optimizer, with a parameter group per learning rate; by default vectors and scalars do not decay."""
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
         if name in rates:
@@ -54,7 +54,7 @@ def build_optimizer(model: torch.nn.Module, optim: OptimRecipe, rates: dict[str,
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, optim: OptimRecipe, steps_per_epoch: int):
-    """Learning rates step by step, rising from 0 through `optim.warmup`; milestones are given in epochs."""
+    """Builds the per-step schedule with linear warmup from 0 during `optim.warmup`; milestones are in epochs."""
     steps = optim.epochs * steps_per_epoch
     num_warmup = int(optim.warmup * steps)
     if optim.schedule == "milestones":
@@ -66,6 +66,6 @@ def build_scheduler(optimizer: torch.optim.Optimizer, optim: OptimRecipe, steps_
             lambda step: min(1.0, step / num_warmup) * 0.1 ** sum(step >= milestone for milestone in milestones),
         )
     name = optim.schedule
-    if name == "constant" and num_warmup:  # which transformers would leave out
+    if name == "constant" and num_warmup:  # transformers ignores the warmup of "constant"
         name = "constant_with_warmup"
     return get_scheduler(name, optimizer, num_warmup, steps)

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model says of the clips of an evaluation set, and the files that it is kept in.
+"""Computes a model's predictions for the clips of an evaluation set, and writes them to files.
 
 N clips, C candidate texts or classes, n targets, D embedding width.
 """
 
-import contextlib
 import csv
 import dataclasses
-import os
 import re
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,9 +21,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from modeling_emoclip import EmoCLIPModel
-from modeling_emoclip.prompts import encode_labels, label_texts
-from modeling_emoclip.typed_text import csv_cell
+from emoclip import EmoCLIPModel
+from emoclip.files import written
+from emoclip.typed_text import csv_cell
+from modeling_emoclip.label_scoring import encode_labels, label_texts
 from training.collate import Clips, Collator
 from training.data.views import TEXT_KINDS, class_text, compound_parts
 from training.figures import draw_confusion, draw_history
@@ -34,45 +32,45 @@ from training.recipe import EvaluationSet
 
 logger = logging.get_logger(__name__)
 
-# Clips of one group, as of one person, are not independent. The first of these columns that there is names it.
+# Columns with a clip's group, for example the person; the first one present is used. A group's clips are dependent.
 GROUP_COLUMNS = ("group", "identity")
 
 
 @dataclass
 class Predictions:
-    """Of the clips of one evaluation set, in the order of the data set."""
+    """Predictions for the clips of one evaluation set, in the order of the data set."""
 
     names: list[str]
-    """Of the C classes or n targets."""
+    """Names of the C classes or n targets."""
     scores: np.ndarray
-    """`(N, C)`, the higher the likelier; or `(N, n)`, predicted targets."""
-    references: np.ndarray
-    """`(N,)` class numbers; or `(N, n)`."""
+    """`(N, C)`, higher is more likely; or `(N, n)`, predicted targets."""
+    targets: np.ndarray
+    """`(N,)`, class numbers; or `(N, n)`, true targets."""
     clip_ids: list[str]
     groups: list[str] | None = None
-    """Of each clip; `None` if nothing is known of any."""
+    """Group of each clip; `None` if the data set has none."""
     are_captions: bool = False
-    """The names are the clips' captions, each once, and every clip has one of them."""
+    """Whether `names` are the distinct captions of the clips, so that each clip has one of them."""
     pipeline_labels: list[str] | None = None
-    """Of zero-shot classes: the labels that the pipeline is asked for, a compound of MAFW's as `fear + sadness`."""
+    """Labels to pass to the pipeline for zero-shot classes; a compound of MAFW becomes `fear + sadness`."""
 
     @property
     def is_regression(self) -> bool:
-        return self.references.ndim == 2
+        return self.targets.ndim == 2
 
 
 @torch.inference_mode()
-def run_model(
+def collect_outputs(
     model, clips: Clips, collator: Collator, batch_size: int, accelerator: Accelerator
 ) -> tuple[np.ndarray, torch.Tensor]:
-    """Rows of all clips that can be read, in their order, and what the model says of each, on the CPU: its head's
-    logits `(N, C)`, or without a head unit-length video embeddings `(N, D)`. Each process takes a part; every process
-    gets all."""
+    """Runs the model on all readable clips; returns their sorted row numbers and the outputs on the CPU: the head's
+    logits `(N, C)` or, without a head, unit-length video embeddings `(N, D)`. The processes divide the clips, and each
+    gets all results."""
     model.eval()
     loader = accelerator.prepare_data_loader(DataLoader(clips, batch_size, collate_fn=collator))
     indices, outputs = [], []
     for batch in tqdm(loader, "evaluation", unit="batch", leave=False, disable=not accelerator.is_main_process):
-        if not batch:  # not one of its clips can be decoded
+        if not batch:  # none of its clips can be decoded
             continue
         names = ("pixel_values_videos", "frame_embeds", "frame_mask")
         inputs = {name: batch[name] for name in names if name in batch}
@@ -83,12 +81,12 @@ def run_model(
             output = model(**inputs).logits.float()
         indices.append(batch["clip_index"].cpu())
         outputs.append(output.cpu())
-    # Objects, since processes may have skipped different numbers of clips, or all of theirs.
+    # Gathered as objects, since processes may have skipped different numbers of clips, or all of theirs.
     parts = gather_object([(torch.cat(indices).numpy(), torch.cat(outputs).numpy())] if indices else [])
     if not parts:
         raise ValueError("not one clip to evaluate on can be decoded; the warnings above name them")
     indices, outputs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    # The last batches are filled up with clips from the beginning, so that all processes get the same number.
+    # The last batches are padded with clips from the beginning, so that all processes get the same number.
     unique, first = np.unique(indices, return_index=True)
     return unique, torch.from_numpy(outputs[first])
 
@@ -101,14 +99,14 @@ def predict_texts(
     embeds_of: Callable[[list[str]], torch.Tensor],
     any_words: bool = False,
 ) -> Predictions:
-    """Zero-shot: cosine of each clip with the texts of the candidate labels, or with its own and another caption.
+    """Computes zero-shot scores: the cosine of each clip with candidate labels, all captions, or a pair of captions.
 
     Args:
-        rows: N of them.
-        video_embeds: `(N, D)`, of unit length.
-        class_descriptions: label -> texts; a label that has none is put into a template.
-        embeds_of: texts -> `(number of texts, D)`.
-        any_words: candidate labels need not be labels of the data set; others only compete.
+        rows: the N clips.
+        video_embeds: `(N, D)`, unit length.
+        class_descriptions: label -> texts; labels without texts are put into a template.
+        embeds_of: function texts -> `(number of texts, D)`.
+        any_words: allow candidate labels that are not labels of the data set, as distractors.
     """
     if evaluation_set.contrast_captions:
         own, contrast = nn.functional.normalize(embeds_of([*rows["caption"], *rows["contrast_caption"]])).chunk(2)
@@ -118,7 +116,7 @@ def predict_texts(
         return _of_captions(rows, video_embeds, embeds_of)
     candidates = _candidates(evaluation_set, rows, any_words)
     labels = {*candidates, *rows.features["label"].names}
-    # A compound stands for the mean of its parts, as in the paper.
+    # A compound is represented by the mean of its parts, as in the paper.
     pipeline_labels = [" + ".join(compound_parts(name, labels, class_descriptions)) for name in candidates]
     if (kind := evaluation_set.texts) in TEXT_KINDS:
         texts = label_texts({name: class_text(name, kind, class_descriptions, labels) for name in candidates})
@@ -127,12 +125,12 @@ def predict_texts(
             class_descriptions = {name: some[:1] for name, some in (class_descriptions or {}).items()}
         texts = label_texts(pipeline_labels, class_descriptions)
     scores = video_embeds @ encode_labels(texts, embeds_of).t()
-    predictions = _of_candidates(evaluation_set, rows, candidates, scores)
+    predictions = score_candidates(evaluation_set, rows, candidates, scores)
     return dataclasses.replace(predictions, pipeline_labels=pipeline_labels)
 
 
 def _of_captions(rows: datasets.Dataset, video_embeds: torch.Tensor, embeds_of: Callable) -> Predictions:
-    """Cosine of each clip with every caption of these clips; clips without a caption are left out."""
+    """Computes the cosine of each clip with the captions of all clips; clips without a caption are left out."""
     if "caption" not in rows.column_names:
         raise ValueError(f"the clips have no captions; their columns are {', '.join(rows.column_names)}")
     kept = [number for number, caption in enumerate(rows["caption"]) if caption]
@@ -142,21 +140,21 @@ def _of_captions(rows: datasets.Dataset, video_embeds: torch.Tensor, embeds_of: 
     captions = list(dict.fromkeys(rows["caption"]))
     place = {caption: number for number, caption in enumerate(captions)}
     scores = video_embeds @ nn.functional.normalize(embeds_of(captions), dim=-1).t()
-    references = np.array([place[caption] for caption in rows["caption"]])
-    return replace(_predictions(rows, captions, scores, references), are_captions=True)
+    targets = np.array([place[caption] for caption in rows["caption"]])
+    return replace(_predictions(rows, captions, scores, targets), are_captions=True)
 
 
 def predict_labels(
     evaluation_set: EvaluationSet, rows: datasets.Dataset, logits: torch.Tensor, classes: dict[int, str]
 ) -> Predictions:
-    """A head's classes, found by their names: the candidates among them compete.
+    """Selects the candidate labels among the classes of a head, by name.
 
     Args:
         logits: `(N, number of classes)`.
         classes: column -> name, `config.id2label`.
 
     Raises:
-        ValueError: a candidate label that the head does not have.
+        ValueError: a candidate label is not a class of the head.
     """
     candidates = _candidates(evaluation_set, rows)
     column_of = {name: column for column, name in classes.items()}
@@ -165,14 +163,14 @@ def predict_labels(
             f"the model has no class {', '.join(missing)}; it has {', '.join(column_of)}. Name labels that both the "
             "clips and the model have: --labels, candidate_labels"
         )
-    return _of_candidates(evaluation_set, rows, candidates, logits[:, [column_of[name] for name in candidates]])
+    return score_candidates(evaluation_set, rows, candidates, logits[:, [column_of[name] for name in candidates]])
 
 
 def predict_targets(rows: datasets.Dataset, values: torch.Tensor, names: list[str]) -> Predictions:
-    """The targets `(N, n)`, in their own units.
+    """Pairs the predicted targets `(N, n)`, in their own units, with the true ones.
 
     Raises:
-        ValueError: the data set has no column of a target's name.
+        ValueError: the data set has no column with a target's name.
     """
     if missing := [name for name in names if name not in rows.column_names]:
         raise ValueError(
@@ -194,10 +192,10 @@ def _candidates(evaluation_set: EvaluationSet, rows: datasets.Dataset, any_words
     return evaluation_set.candidate_labels or names
 
 
-def _of_candidates(
+def score_candidates(
     evaluation_set: EvaluationSet, rows: datasets.Dataset, candidates: list[str], scores: torch.Tensor
 ) -> Predictions:
-    """Only the clips whose label is wanted."""
+    """Selects the clips whose label is evaluated."""
     names = rows.features["label"].names
     wanted = set(evaluation_set.only_labels or candidates)
     if outside := sorted(wanted - set(candidates)):
@@ -206,16 +204,16 @@ def _of_candidates(
     kept = np.flatnonzero([label in wanted for label in labels])
     if len(kept) == 0:
         raise ValueError(f"no clip of {evaluation_set.split} has one of the labels {sorted(wanted)}")
-    references = np.array([candidates.index(labels[number]) for number in kept])
-    return _predictions(rows.select(kept), candidates, scores[kept], references)
+    targets = np.array([candidates.index(labels[number]) for number in kept])
+    return _predictions(rows.select(kept), candidates, scores[kept], targets)
 
 
-def _predictions(rows: datasets.Dataset, names: list[str], scores: torch.Tensor, references) -> Predictions:
+def _predictions(rows: datasets.Dataset, names: list[str], scores: torch.Tensor, targets) -> Predictions:
     clip_ids = [str(name) for name in (rows["clip_id"] if "clip_id" in rows.column_names else range(len(rows)))]
     column = next((name for name in GROUP_COLUMNS if name in rows.column_names), None)
-    # Who has no group is one of their own.
+    # A clip without a group is its own group.
     groups = [group or f"clip {clip}" for group, clip in zip(rows[column], clip_ids, strict=True)] if column else None
-    return Predictions(names, scores.cpu().numpy(), references, clip_ids, groups)
+    return Predictions(names, scores.cpu().numpy(), targets, clip_ids, groups)
 
 
 def write_results(
@@ -226,53 +224,53 @@ def write_results(
     title: str = "",
     pictures: bool = True,
 ) -> list[Path]:
-    """Of each evaluation set predictions_NAME.csv and a picture of its confusion matrix; of a training its curves.
+    """Writes predictions_NAME.csv and a confusion matrix for each evaluation set, and learning curves if given.
 
     Args:
-        metrics: of each set, from `metrics_of`.
-        history: a record for each epoch, with `epoch`, `loss` and perhaps `validation_loss`.
-        pictures: whether to draw any.
+        metrics: results of `metrics_of` by evaluation set.
+        history: one record per epoch, with `epoch`, `loss` and optionally `validation_loss`.
+        pictures: whether to draw pictures.
 
     Returns:
-        the files, each of which is whole or not there.
+        The files, each written atomically.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    files = []
     for name, one in predictions.items():
         file_name = re.sub(r"[^a-zA-Z0-9_.-]+", "_", name)
-        written.append(folder / f"predictions_{file_name}.csv")
-        with whole_file(written[-1]) as path:
+        files.append(folder / f"predictions_{file_name}.csv")
+        with written(files[-1]) as path:
             write_csv(one, path)
         if pictures and not one.is_regression and not one.are_captions:
-            written.append(folder / f"confusion_{file_name}.png")
-            with whole_file(written[-1]) as path:
+            files.append(folder / f"confusion_{file_name}.png")
+            with written(files[-1]) as path:
                 draw_confusion(path, metrics[name], f"{title}, {name}" if title else name)
     if pictures and history:
-        written.append(folder / "learning_curves.png")
-        with whole_file(written[-1]) as path:
+        files.append(folder / "learning_curves.png")
+        with written(files[-1]) as path:
             draw_history(path, history, title)
-    return written
+    return files
 
 
 def write_csv(predictions: Predictions, path: Path) -> None:
-    """A line for each clip: its label by name, the one that scores highest, and all scores; or targets, predicted and
-    true."""
+    """Writes one line per clip: true label, predicted label and all scores; or caption, predicted caption and rank; or
+    true and predicted targets."""
     names = [csv_cell(name) for name in predictions.names]
     head = ["clip_id", *(["group"] if predictions.groups else [])]
     first = [predictions.clip_ids, *([predictions.groups] if predictions.groups else [])]
     if predictions.is_regression:
         head += [column for name in names for column in (name, f"predicted_{name}")]
-        pairs = np.stack([predictions.references, predictions.scores], axis=-1).reshape(len(first[0]), -1)  # (N, 2n)
+        pairs = np.stack([predictions.targets, predictions.scores], axis=-1).reshape(len(first[0]), -1)  # (N, 2n)
         columns = [*first, *pairs.T.tolist()]
-    elif predictions.are_captions:  # not a column for each of perhaps thousands
-        own = np.take_along_axis(predictions.scores, predictions.references[:, None], axis=1)
+    elif predictions.are_captions:  # no score columns, since there may be thousands of captions
+        own = np.take_along_axis(predictions.scores, predictions.targets[:, None], axis=1)
         head += ["caption", "predicted", "rank"]
-        numbers = (predictions.references, predictions.scores.argmax(axis=1))
+        numbers = (predictions.targets, predictions.scores.argmax(axis=1))
         ranks = 1 + (predictions.scores > own).sum(axis=1)
         columns = [*first, *([names[number] for number in some] for some in numbers), ranks.tolist()]
     else:
         head += ["label", "predicted", *(f"score_{name}" for name in names)]
-        numbers = (predictions.references, predictions.scores.argmax(axis=1))
+        numbers = (predictions.targets, predictions.scores.argmax(axis=1))
         columns = [*first, *([names[number] for number in some] for some in numbers), *predictions.scores.T.tolist()]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -281,16 +279,3 @@ def write_csv(predictions: Predictions, path: Path) -> None:
             [f"{v:.6g}" if isinstance(v, float) else csv_cell(v) if isinstance(v, str) else v for v in row]
             for row in zip(*columns, strict=True)
         )
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name `path` once all is written; another one for each who writes."""
-    unfinished = path.with_name(f"{uuid.uuid4().hex}.unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe is one experiment: strict dataclasses from YAML files that extend each other, overridden by `a.b=c`."""
+"""Recipes of experiments: strict dataclasses read from YAML files with inheritance and `a.b=c` overrides."""
 
 import dataclasses
 import json
@@ -16,30 +16,30 @@ from huggingface_hub.dataclasses import strict
 @strict
 @dataclass
 class ModelRecipe:
-    """Which model, and from which weights."""
+    """Model and initial weights."""
 
     architecture: str = "EmoCLIPModel"
     """A class of `modeling_emoclip`."""
     init: str | None = None
-    """A CLIP checkpoint, folder or Hub id, that fills the towers; null starts from random weights."""
+    """Checkpoint that initializes the towers, a folder or Hub id; null starts from random weights."""
     config: dict = field(default_factory=dict)
-    """Fields of EmoCLIPConfig that differ from the CLIP checkpoint's, or from the defaults without one."""
+    """Fields of EmoCLIPConfig that differ from the CLIP checkpoint's or, without one, from the defaults."""
     tokenizer_vocab_size: int | None = None
-    """Without `init`: a byte-pair vocabulary of this size is trained on the training texts."""
+    """Size of the byte-pair vocabulary trained on the training texts; only without `init`."""
     video_processor: dict = field(default_factory=dict)
-    """Fields of EmoCLIPVideoProcessor, as num_frames and frame_sampling; they travel with the checkpoint."""
+    """Fields of EmoCLIPVideoProcessor, such as num_frames and frame_sampling; saved with the checkpoint."""
     lora: dict | None = None
-    """Fields of peft.LoraConfig, as {r: 8, target_modules: [q_proj, v_proj]}: low-rank adapters learn inside frozen
-    towers; they are merged into the weights that are saved. `optim.learning_rates` sees parameters `...lora_...`."""
+    """Fields of peft.LoraConfig, such as {r: 8, target_modules: [q_proj, v_proj]}: trains low-rank adapters in frozen
+    towers and merges them into the saved weights. Their names for `optim.learning_rates` contain `lora_`."""
     component_loss_until: float = 0.0
-    """Share of the steps during which naming the facial components helps the towers to start (component_loss.py);
-    0 is off. Only for data with a `components` column."""
+    """Share of the steps with an auxiliary loss on the facial components (component_loss.py); 0 is off. Only for data
+    with a `components` column."""
 
 
 @strict
 @dataclass
 class DataSource:
-    """A data set as its builder makes it."""
+    """Data set and its builder's options."""
 
     builder: str
     """`module.Class` of a `datasets` builder in training/data."""
@@ -51,28 +51,28 @@ class DataSource:
 @strict
 @dataclass
 class EvaluationSet:
-    """Clips, and what is predicted for them."""
+    """Evaluation clips and the prediction task."""
 
     split: str = "test"
     data: DataSource | None = None
-    """Another data set than training's: transfer."""
+    """Data set, if not the training one: transfer."""
     candidate_labels: list[str] | None = None
-    """Labels that compete; null: all labels of the data set. In zero-shot classification each stands for its texts."""
+    """Labels that the model chooses from; null: all labels of the data set. Zero-shot models score their texts."""
     only_labels: list[str] | None = None
-    """Only clips with these labels; null: clips with any of the candidate labels."""
+    """Labels of the clips to evaluate; null: all candidate labels."""
     texts: Literal["descriptions", "first_description", "description", "class_name", "photo", "expression"] = (
         "descriptions"
     )
-    """What stands for a label in zero-shot classification: the mean of all its descriptions, or the first of them; a
-    compound `a_b` of labels a and b is the mean of its parts. The others are one text as in `data.text`, which names
-    all the parts."""
+    """Representation of a label in zero-shot classification: the mean of all its descriptions, or the first one; a
+    compound `a_b` of labels a and b is the mean of its parts. The other values are one text as in `data.text`, which
+    names all parts."""
     own_captions: bool = False
-    """Instead of labels, the captions of all clips compete: does each clip find its own, and each caption its clip?"""
+    """Retrieval between the clips and all their captions, in both directions, instead of classification."""
     contrast_captions: bool = False
-    """Instead of labels, each clip's own caption competes with its `contrast_caption`."""
+    """Choice between each clip's own caption and its `contrast_caption`, instead of classification."""
 
     def validate_only_labels(self):
-        """Part of `@strict`."""
+        """Checks that `only_labels` are candidate labels; called by `@strict`."""
         if self.candidate_labels and (outside := sorted(set(self.only_labels or ()) - set(self.candidate_labels))):
             raise ValueError(
                 f"only_labels names {', '.join(outside)}, which is not among the candidate_labels "
@@ -83,24 +83,24 @@ class EvaluationSet:
 @strict
 @dataclass
 class Augmentation:
-    """What happens to the pixels of a training clip, the same to all its frames; 0 is nothing."""
+    """Augmentation of the pixels of a training clip, the same for all its frames; 0 disables an operation."""
 
     flip: float = 0.0
-    """Probability of a left-right flip."""
+    """Probability of a horizontal flip."""
     rotation: float = 0.0
-    """Degrees, up to this much either way."""
+    """Maximum angle in degrees, in both directions."""
     brightness: float = 0.0
-    """Factor between 1 - this and 1 + this."""
+    """Range of the factor: from 1 - this to 1 + this."""
     shift: float = 0.0
-    """Share of the side, up to this much in each direction."""
+    """Maximum shift in each direction, as a share of the side."""
     crop: float = 0.0
-    """A random part of the picture is enlarged: between 1 - this and all of its area."""
+    """Random resized crop of between 1 - this and all of the frame's area."""
 
 
 @strict
 @dataclass
 class DataRecipe:
-    """Where clips and texts come from."""
+    """Clips and texts, and how training uses them."""
 
     builder: str = "synthetic_faces.SyntheticFaces"
     """`module.Class` of a `datasets` builder in training/data."""
@@ -108,111 +108,111 @@ class DataRecipe:
     data_dir: str | None = None
     """Folder of a licensed data set."""
     cache_dir: str | None = None
-    """Where prepared data sets and encoded frames are kept; null: the `datasets` cache."""
+    """Cache of prepared data sets and encoded frames; null: the `datasets` cache."""
     options: dict = field(default_factory=dict)
-    """Further fields of the builder's configuration."""
+    """Other fields of the builder's configuration."""
     train_split: str = "train"
     validation_split: str | None = "validation"
     validation_share: float = 0.0
-    """Without `validation_split`: this share of the training clips is cut off to choose the epoch on; 0 is none."""
+    """Share of the training clips held out for validation if `validation_split` is null; 0 is none."""
     validation_group: str | None = None
-    """Column whose values, as persons, must not be on both sides of that cut."""
+    """Column, for example of persons, whose groups are not divided between training and held-out clips."""
     text: Literal["caption", "description", "class_name", "photo", "expression"] = "caption"
-    """What a clip is trained against: its own caption, or its class's text (data/views.py)."""
+    """Text that a clip is trained with: its own caption, or a text of its class (data/views.py)."""
     targets: list[str] = field(default_factory=list)
-    """Columns that a regression predicts."""
+    """Target columns of a regression."""
     leave_out: str | None = None
-    """Training sees no clip of this class, evaluation no other."""
+    """Class excluded from training; evaluation uses only this class."""
     class_balanced: bool = False
-    """Draw clips so that every class is equally likely."""
+    """Sample all classes with equal probability."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What happens to a clip that cannot be decoded."""
+    """Handling of clips that cannot be decoded."""
     frame_sampling: str | None = None
-    """How training picks frames, if not as the video processor does in evaluation, as segment_random."""
+    """Frame sampling in training, such as segment_random; null: as in evaluation."""
     short_clips: Literal["repeat", "mask", "zeros"] = "repeat"
-    """Clips with fewer frames than are wanted, if their frames are encoded already: frames repeat evenly; or what is
-    missing is padding, hidden by a mask, or zeros that count as frames, as the released EmoCLIP's."""
+    """Treatment of clips with too few frames, for precomputed frame embeddings: repeat frames evenly, pad with a mask,
+    or pad with zeros that count as frames, as the released EmoCLIP does."""
     shortest: int | None = None
-    """Clips are cut to their first frames, at least so many, the number drawn by row: makes clips of unequal length
-    where a data set has none, to try `short_clips`."""
+    """Minimum length for cutting clips to a random number of first frames, drawn per row; creates clips of unequal
+    length to test `short_clips`."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """For training from pixels; of frozen towers' frames `augmented_views` are encoded."""
+    """Augmentation in training from pixels; with frozen towers, of the `augmented_views`."""
     encode_every: int = 1
-    """With a frozen image tower: only every k-th frame is encoded, and frame_sampling picks among those."""
+    """Encode only every k-th frame, for a frozen image tower; frame_sampling chooses among these."""
     augmented_views: int = 0
-    """With a frozen image tower: so many augmented versions of each clip are encoded beside the plain one, and
-    training draws among them."""
+    """Number of augmented versions of each clip to encode in addition to the plain one, for a frozen image tower;
+    training samples from all of them."""
     class_descriptions: str = "class_descriptions.yaml"
-    """File of label -> texts, beside training/data or a path of one's own."""
+    """YAML file label -> texts: a path, or the name of a file in training/data."""
     evaluation: dict = field(default_factory=dict)
-    """name -> EvaluationSet; all are scored before the first and after the last step."""
+    """name -> EvaluationSet; all are evaluated before the first and after the last step."""
     evaluate_what_there_is: bool = False
-    """Without `evaluation`: score the test split, or where there is none the clips that the epoch is chosen on, by all
-    that is known of them: labels, captions, or the targets of a regression."""
+    """Without `evaluation`: evaluate the test split or, if there is none, the validation clips, on all that they have:
+    labels, captions, or the targets of a regression."""
 
 
 @strict
 @dataclass
 class OptimRecipe:
-    """How the weights move."""
+    """Optimizer, learning rates and batches."""
 
     epochs: int = 1
     batch_size: int = 64
     learning_rates: dict = field(default_factory=dict)
-    """Ordered regular expression -> learning rate, or null for frozen; every parameter must match one."""
+    """Regular expression -> learning rate, or null to freeze; the first match applies, every parameter needs one."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.9
     weight_decay: float = 0.0
     decay_all: bool = False
-    """Decay also norms, biases and the scale, as both papers' code does; otherwise only matrices."""
+    """Apply weight decay to norms, biases and the scale too, as both papers' code does, not only to matrices."""
     schedule: str = "constant"
-    """`milestones`, or a name that transformers.get_scheduler knows, as cosine."""
+    """`milestones`, or a name for transformers.get_scheduler, such as cosine."""
     milestones: list[int] = field(default_factory=list)
     """Epochs after which every learning rate is multiplied by 0.1."""
     warmup: float = 0.0
-    """Share of the steps over which the learning rates rise."""
+    """Share of the steps used for warmup."""
     max_grad_norm: float | None = None
     chunk_size: int | None = None
-    """So many clips at once go through the model in each process; the contrastive loss still sees the whole batch
-    (gradient_cache.py). For batches that do not fit in memory."""
+    """Maximum number of clips per forward pass in each process, for batches that do not fit in memory; the contrastive
+    loss still uses the whole batch (gradient_cache.py)."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights, as 0.999; the average is evaluated and kept."""
+    """Decay of an exponential moving average of the weights, such as 0.999; the average is evaluated and saved."""
 
 
 @strict
 @dataclass
 class RunRecipe:
-    """What stays on this machine."""
+    """Output, checkpoints and local settings."""
 
     output_dir: str = "outputs/run"
     seed: int = 0
     resume: bool = False
-    """Go on from the last checkpoint of the same recipe in output_dir."""
+    """Continue from the last checkpoint of the same recipe in output_dir."""
     select_on: Literal["validation_loss", "last", "test_war", "test_uar"] = "validation_loss"
-    """Which epoch's weights are kept: the one with the smallest loss on the validation split; the last; or, only to
-    match papers that did so, the one that scores best on the first evaluation set, which is then no fair test."""
+    """Criterion for the epoch to keep: the lowest validation loss; the last epoch; or, only to match papers that did
+    so, the best score on the first evaluation set, whose final score is then biased."""
     patience: int | None = None
-    """Stop after so many epochs without a better one."""
+    """Number of epochs without improvement after which training stops."""
     checkpoint_every: int | None = None
     """Steps between checkpoints within an epoch; null: at the end of each epoch only."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: saves memory, takes about a third more time."""
     compile: bool = False
-    """torch.compile the model."""
+    """Apply torch.compile to the model."""
     evaluate_start: bool = True
-    """Score the evaluation sets before the first step too."""
+    """Evaluate before the first step too."""
     pictures: bool = True
     """Draw confusion matrices and learning curves."""
     trackers: list[str] = field(default_factory=list)
-    """Of accelerate: tensorboard, trackio, wandb; each must be installed."""
+    """Trackers of accelerate: tensorboard, trackio, wandb; each must be installed."""
     push_to_hub: str | None = None
-    """`org/name`: checkpoints are pushed there while training goes on, and the result at the end."""
+    """`org/name` of a Hub repository for checkpoints during training and the result at the end."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     num_workers: int = 0
-    """Processes that decode clips while the model works."""
+    """Number of processes that decode clips."""
     num_render_processes: int | None = None
-    """Processes that prepare a data set; null: one for each core."""
+    """Number of processes that prepare a data set; null: one per core."""
 
 
 @strict
@@ -220,7 +220,7 @@ class RunRecipe:
 class Recipe:
     title: str = ""
     reference: dict = field(default_factory=dict)
-    """What the paper reports for this row, in percent, and where: {uar: 58.04, war: 62.12, source: "table 2"}."""
+    """Published scores in percent, and their source: {uar: 58.04, war: 62.12, source: "table 2"}."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     optim: OptimRecipe = field(default_factory=OptimRecipe)
@@ -234,7 +234,7 @@ class _Loader(yaml.SafeLoader):
     pass
 
 
-# PyYAML follows YAML 1.1, where `1e-3` is a string.
+# PyYAML implements YAML 1.1, where `1e-3` is a string.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+([eE][-+]?\d+)?)$"),
@@ -245,11 +245,11 @@ _Loader.add_implicit_resolver(
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     """Reads a recipe, the recipes it extends, and `a.b=c` overrides, where c is YAML.
 
-    A value that starts with `./` or `../` is a path: in a file relative to that file, in an override to where you are.
+    Values that start with `./` or `../` are paths, relative to their file or, in overrides, to the current folder.
 
     Raises:
         FileNotFoundError: `path`, or a recipe that it extends, does not exist.
-        ValueError: an unknown field or a value of the wrong type; the message names the field.
+        ValueError: a field is unknown or has a value of the wrong type; the message names the field.
     """
     values = _read(Path(path))
     for override in overrides:
@@ -264,7 +264,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
 
 
 def flat_fields(recipe: Recipe) -> dict[str, int | float | str | bool]:
-    """`a.b` -> value, as trackers take it."""
+    """Flattens a recipe to `a.b` -> value, in the types that trackers accept."""
 
     def flatten(value, prefix=""):
         if isinstance(value, dict) and value:
@@ -277,9 +277,9 @@ def flat_fields(recipe: Recipe) -> dict[str, int | float | str | bool]:
 
 
 def dump_recipe(recipe: Recipe, folder: Path) -> str:
-    """YAML for a file in `folder`, which `load_recipe` reads back to the same recipe.
+    """Serializes a recipe to YAML for a file in `folder`, from which `load_recipe` restores the same recipe.
 
-    Absolute paths become relative to `folder`: recipes are published, and a machine's folders are nobody's business.
+    Absolute paths become relative to `folder`, since published recipes must not reveal local folders.
     """
 
     def relative(value):
@@ -301,8 +301,8 @@ def _read(path: Path) -> dict:
     values = _resolve_paths(values, path.parent)
     bases = values.pop("extends", None) or []
     merged: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:  # of several, as a method and a data set, later ones win
-        merged = _merge(merged, _read(path.parent / base) | {"reference": {}})  # a paper's number is of one row alone
+    for base in [bases] if isinstance(bases, str) else bases:  # later ones take precedence
+        merged = _merge(merged, _read(path.parent / base) | {"reference": {}})  # scores belong to one recipe only
     return _merge(merged, values)
 
 
@@ -322,7 +322,7 @@ def _resolve_paths(value, folder: Path):
 
 
 def _merge(base: dict, override: dict) -> dict:
-    """`override` over `base`; mappings are merged, except ordered learning rates, where the first match wins."""
+    """Merges `override` into `base` recursively, except for learning rates, whose order matters."""
     merged = dict(base)
     for key, value in override.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -349,7 +349,7 @@ def _strict(cls: type, values: Any, prefix: str):
         }
     if cls is EvaluationSet and values.get("data") is not None:
         nested["data"] = _strict(DataSource, values["data"], f"{prefix}data.")
-    # YAML writes 1 for 1.0.
+    # YAML reads 1 as an int, where 1.0 is meant.
     as_float = {
         name: float(value)
         for name, value in values.items()
@@ -357,5 +357,5 @@ def _strict(cls: type, values: Any, prefix: str):
     }
     try:
         return cls(**(values | nested | as_float))
-    except Exception as error:  # huggingface_hub raises several classes, whose messages name the field
+    except Exception as error:  # huggingface_hub raises several classes; their messages name the field
         raise ValueError(f"recipe {prefix or 'recipe'}: {error}") from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM end a training after its step, with a checkpoint; and other commands at once."""
+"""Handling of Ctrl-C and SIGTERM: training finishes its step and saves a checkpoint, other commands end at once."""
 
 import signal
 import sys
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 
 class StopSignal:
-    """`with StopSignal(accelerator) as stop:` and after each step `stop.requested()`; a second Ctrl-C ends at once."""
+    """Context manager that records Ctrl-C and SIGTERM: check `requested()` per step. A second Ctrl-C ends at once."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -29,7 +29,7 @@ class StopSignal:
         signal.signal(number, self.handlers[number])
 
     def requested(self) -> int | None:
-        """The signal's number once it came, to any of the processes: all must stop after the same step."""
+        """Returns the signal number received by any process, or `None`, so that all stop after the same step."""
         if self.accelerator.num_processes == 1:
             return self.received
         received = torch.tensor([self.received or 0], device=self.accelerator.device)
@@ -37,11 +37,11 @@ class StopSignal:
 
 
 def end_by_ctrl_c() -> NoReturn:
-    """Ends the process by the signal itself, as a program does that knows nothing of Ctrl-C.
+    """Ends the process with SIGINT itself, as a program without a handler for Ctrl-C does.
 
-    Python's own ending, which takes seconds to put torch away, does not take place: workers must have ended before.
+    This skips Python's shutdown, which takes seconds with torch loaded; workers must already have ended.
     """
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
-    raise KeyboardInterrupt  # where the system has no such signal
+    raise KeyboardInterrupt  # only on systems without this signal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only training loop: a recipe in; weights, processor, metrics.json and recipe.yaml out.
+"""Trains the model of a recipe and writes weights, processor, metrics.json and recipe.yaml.
 
 accelerate launch training/train.py training/recipes/synthetic_emoclip.yaml [a.b=c ...]
 """
@@ -24,7 +24,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from training import export
 from training.build import Experiment, build, with_evaluation
 from training.checkpoint import (
     Progress,
@@ -38,18 +37,18 @@ from training.checkpoint import (
 )
 from training.evaluation import evaluate, predict, validation_loss
 from training.gradient_cache import backward_in_chunks
-from training.hub_push import HubPusher, PushError
 from training.metrics.scores import metrics_of
 from training.optimizer import build_optimizer, build_scheduler
 from training.predictions import write_results
-from training.published import without_secrets
+from training.publish.hub import PushError
+from training.publish.redaction import without_secrets
 from training.recipe import Recipe, flat_fields, load_recipe
 from training.sharding import check_sharding, copy_to_shard, gather_weights
 from training.stop_signal import StopSignal
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Runs a recipe; returns what it wrote to metrics.json."""
+    """Runs a recipe and returns the content of metrics.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a yaml file of training/recipes, or one of your own")
     parser.add_argument("overrides", nargs="*", help="recipe fields, as optim.epochs=3")
@@ -65,17 +64,17 @@ def main(arguments: list[str] | None = None) -> dict:
             return run(recipe)
     except (BlockingIOError, RecipeError) as error:
         parser.error(str(error))
-    except PushError as error:  # the run itself is complete, or has not begun
+    except PushError as error:  # the run itself is complete, or has not started
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 def run(recipe: Recipe) -> dict:
-    """Trains and evaluates; the output folder is complete once it holds metrics.json."""
+    """Trains and evaluates a recipe; the output folder is complete once it contains metrics.json."""
     started = time.perf_counter()
     output_dir = Path(recipe.run.output_dir)
     accelerator = Accelerator(
         mixed_precision=recipe.run.mixed_precision,
-        # A recipe's batch is the whole batch; each process takes its part of it.
+        # A recipe's batch size is the total over all processes.
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         log_with=recipe.run.trackers or None,
         project_dir=output_dir,
@@ -87,19 +86,19 @@ def run(recipe: Recipe) -> dict:
     check_sharding(recipe, accelerator)
     with accelerator.main_process_first(), errors_of_the_recipe():
         recipe = with_evaluation(recipe)
-    pusher = None
+    publisher = None
     if accelerator.is_main_process:
         open_output_dir(recipe)
-        pusher = export.start_pushing(recipe)
+        publisher = publisher_of(recipe)
     accelerator.init_trackers("emoclip", without_secrets(flat_fields(recipe)))
     set_seed(recipe.run.seed)
     cache_dir = Path(recipe.data.cache_dir or datasets.config.HF_DATASETS_CACHE) / "frame_embeds"
-    with accelerator.main_process_first(), errors_of_the_recipe():  # the others find what it has prepared and encoded
+    with accelerator.main_process_first(), errors_of_the_recipe():  # the others reuse the prepared data and embeddings
         experiment = build(recipe, accelerator.device, cache_dir)
     learns = recipe.optim.epochs > 0
     start = evaluate(experiment, recipe, accelerator) if learns and recipe.run.evaluate_start else {}
     prepared = time.perf_counter()
-    progress = train(experiment, recipe, accelerator, output_dir, pusher) if learns else Progress()
+    progress = train(experiment, recipe, accelerator, output_dir, publisher) if learns else Progress()
     trained = time.perf_counter()
     predictions = predict(experiment, recipe, accelerator)
     final = {name: metrics_of(one) for name, one in predictions.items()}
@@ -118,18 +117,27 @@ def run(recipe: Recipe) -> dict:
         write_results(output_dir, predictions, final, progress.history, recipe.title, recipe.run.pictures)
         save(experiment, metrics, output_dir)
     accelerator.end_training()
-    if pusher is not None:
-        print(export.push_result(pusher, output_dir))
+    if publisher is not None:
+        print(publisher.push_result())
     return metrics
 
 
+def publisher_of(recipe: Recipe):
+    """Returns a `Publisher` if the recipe asks for one; it builds on the loop's results, and so is imported late."""
+    if recipe.run.push_to_hub is None:
+        return None
+    from training.publish.while_training import Publisher
+
+    return Publisher(recipe)
+
+
 class RecipeError(ValueError):
-    """What a recipe asks for cannot be had, as with the data that there are; the message says what to change."""
+    """Error of a recipe that cannot be run, for example on the available data; the message says what to change."""
 
 
 @contextlib.contextmanager
 def errors_of_the_recipe() -> Iterator[None]:
-    """Turns what building an experiment refuses into a `RecipeError`; `datasets` wraps what its builders raise."""
+    """Converts errors of building an experiment to `RecipeError`, including those that `datasets` has wrapped."""
     try:
         yield
     except datasets.exceptions.DatasetGenerationError as error:
@@ -143,7 +151,7 @@ def errors_of_the_recipe() -> Iterator[None]:
 
 @dataclass
 class Training:
-    """What the loop works on."""
+    """State of the training loop."""
 
     accelerator: Accelerator
     model: torch.nn.Module
@@ -151,12 +159,12 @@ class Training:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     average: AveragedModel | None
-    evaluated: torch.nn.Module
-    """The moving average of the weights, if there is one; always a whole model, as FSDP's is not."""
+    eval_model: torch.nn.Module
+    """Model with the moving average of the weights, if there is one; never sharded, unlike `model` under FSDP."""
     checkpoint: Path
     progress: Progress
     clock: float
-    """When `progress.seconds` was last counted."""
+    """Time of the last update of `progress.seconds`."""
 
 
 def train(
@@ -164,20 +172,20 @@ def train(
     recipe: Recipe,
     accelerator: Accelerator,
     output_dir: Path,
-    pusher: HubPusher | None = None,
+    publisher=None,
 ) -> Progress:
-    """The loop. Leaves the selected epoch's weights in the model; returns what happened.
+    """Trains the model, loads the weights of the selected epoch into it, and returns the progress.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, 143 after SIGTERM; `run.resume=true` goes on from there.
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM; `run.resume=true` continues from there.
     """
-    training = prepare(experiment, recipe, accelerator, output_dir / "checkpoint")
+    training = setup(experiment, recipe, accelerator, output_dir / "checkpoint")
     progress = training.progress
     with StopSignal(accelerator) as stop:
-        while progress.epoch < recipe.optim.epochs and not out_of_patience(progress, recipe.run.patience):
+        while progress.epoch < recipe.optim.epochs and not should_stop_early(progress, recipe.run.patience):
             train_epoch(training, experiment, recipe, stop)
             if accelerator.is_fsdp2:
-                gather_weights(training.model, training.evaluated)
+                gather_weights(training.model, training.eval_model)
             record = {"epoch": progress.epoch + 1, "loss": progress.loss_sum / progress.step}
             record["learning_rate"] = max(training.scheduler.get_last_lr())
             record |= score_epoch(training, experiment, recipe)
@@ -189,16 +197,16 @@ def train(
             accelerator.log(record, step=progress.epoch * len(training.loader))
             if accelerator.is_main_process:
                 tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in record.items()))
-            keep(training, selects=better)
-            if pusher is not None:
-                export.push_checkpoint(pusher, experiment, training.evaluated, recipe, progress, training.checkpoint)
+            write_checkpoint(training, selects=better)
+            if publisher is not None:
+                publisher.push_checkpoint(experiment, training.eval_model, progress, training.checkpoint)
             stop_if_requested(stop, training.checkpoint)
     load_selected(experiment.trained, training.checkpoint)
     return progress
 
 
-def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, checkpoint: Path) -> Training:
-    """Optimizer, schedule and batches; what an earlier run of the recipe left, if it is to go on."""
+def setup(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, checkpoint: Path) -> Training:
+    """Builds optimizer, schedule and data loader, and loads the last checkpoint if the run is resumed."""
     optim, run = recipe.optim, recipe.run
     loader = DataLoader(
         experiment.train_clips,
@@ -216,25 +224,34 @@ def prepare(experiment: Experiment, recipe: Recipe, accelerator: Accelerator, ch
     optimizer = build_optimizer(trained, optim, experiment.learning_rates)
     scheduler = build_scheduler(optimizer, optim, len(loader))
     model, optimizer, loader, scheduler = accelerator.prepare(trained, optimizer, loader, scheduler)
-    average, evaluated = None, experiment.trained
+    average, eval_model = None, experiment.trained
     if optim.ema is not None:
         average = AveragedModel(accelerator.unwrap_model(model), multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
         accelerator.register_for_checkpointing(average)
-        evaluated = average.module
+        eval_model = average.module
     clips = experiment.train_clips.digest()
     with errors_of_the_recipe():
         progress = load_checkpoint(accelerator, checkpoint, clips) if run.resume else None
     progress = progress or Progress(num_processes=accelerator.num_processes, clips=clips)
     return Training(
-        accelerator, model, loader, optimizer, scheduler, average, evaluated, checkpoint, progress, time.perf_counter()
+        accelerator,
+        model,
+        loader,
+        optimizer,
+        scheduler,
+        average,
+        eval_model,
+        checkpoint,
+        progress,
+        time.perf_counter(),
     )
 
 
 def checked_batch_size(experiment: Experiment, recipe: Recipe, accelerator: Accelerator) -> int:
-    """The recipe's batch, or as much of it as there are clips; the same number for each process.
+    """Returns the recipe's batch size, reduced if there are fewer clips; each process gets an equal share.
 
     Raises:
-        RecipeError: there are too few clips, or the recipe asks for what these clips cannot give.
+        RecipeError: there are too few clips, or the recipe is incompatible with them.
     """
     clips, wanted, num_processes = experiment.train_clips, recipe.optim.batch_size, accelerator.num_processes
     batch_size = min(wanted, len(clips) - len(clips) % num_processes)
@@ -264,11 +281,11 @@ def checked_batch_size(experiment: Experiment, recipe: Recipe, accelerator: Acce
 
 
 def train_epoch(training: Training, experiment: Experiment, recipe: Recipe, stop: StopSignal) -> None:
-    """The rest of the epoch that `training.progress` is in."""
+    """Trains for the rest of the current epoch of `training.progress`."""
     progress, loader, accelerator = training.progress, training.loader, training.accelerator
     training.model.train()
     experiment.train_clips.set_epoch(progress.epoch)
-    loader.set_epoch(progress.epoch)  # and through it the sampler, on which accelerate sets its own count otherwise
+    loader.set_epoch(progress.epoch)  # also sets it on the sampler, where accelerate would use its own count
     batches = skip_first_batches(loader, progress.step) if progress.step else loader
     bar = tqdm(
         batches,
@@ -286,15 +303,15 @@ def train_epoch(training: Training, experiment: Experiment, recipe: Recipe, stop
             return
         stopping = stop.requested()
         if stopping or (recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0):
-            keep(training, selects=False)
+            write_checkpoint(training, selects=False)
         stop_if_requested(stop, training.checkpoint)
 
 
 def train_step(batch: dict, training: Training, experiment: Experiment, recipe: Recipe) -> float:
-    """One step of the optimizer; returns the loss of the whole batch."""
+    """Runs one optimizer step and returns the loss of the whole batch."""
     accelerator, model, optimizer = training.accelerator, training.model, training.optimizer
     step = training.progress.epoch * len(training.loader) + training.progress.step
-    # What is random in a step depends on the seed and its number alone, so that a resumed run is the same run.
+    # The random numbers of a step depend only on the seed and the step, so that resuming reproduces the run.
     torch.manual_seed(recipe.run.seed + 1_000_003 * (step * accelerator.num_processes + accelerator.process_index + 1))
     if not batch:
         raise ValueError("not one clip of a batch can be decoded; the warnings above name them")
@@ -322,20 +339,20 @@ def train_step(batch: dict, training: Training, experiment: Experiment, recipe: 
     return whole_loss
 
 
-def keep(training: Training, selects: bool) -> None:
-    """A checkpoint; with `selects` these are the weights to keep so far."""
+def write_checkpoint(training: Training, selects: bool) -> None:
+    """Saves a checkpoint; `selects` marks its weights as the best so far."""
     now = time.perf_counter()
     training.progress.seconds, training.clock = training.progress.seconds + now - training.clock, now
-    save_checkpoint(training.accelerator, training.evaluated, training.progress, training.checkpoint, selects)
+    save_checkpoint(training.accelerator, training.eval_model, training.progress, training.checkpoint, selects)
 
 
 def score_epoch(training: Training, experiment: Experiment, recipe: Recipe) -> dict[str, float]:
-    """What the epoch may be selected by."""
+    """Computes the scores that `run.select_on` can select the epoch by."""
     scores = {}
     if experiment.validation_clips is not None:
-        scores["validation_loss"] = validation_loss(training.evaluated, experiment, recipe, training.accelerator)
+        scores["validation_loss"] = validation_loss(training.eval_model, experiment, recipe, training.accelerator)
     if recipe.run.select_on.startswith("test_"):
-        name, first = next(iter(evaluate(experiment, recipe, training.accelerator, training.evaluated).items()))
+        name, first = next(iter(evaluate(experiment, recipe, training.accelerator, training.eval_model).items()))
         if "war" not in first:
             raise ValueError(f"run.select_on is {recipe.run.select_on}, but {name} has no classes")
         scores |= {"test_war": first["war"], "test_uar": first["uar"]}
@@ -343,34 +360,34 @@ def score_epoch(training: Training, experiment: Experiment, recipe: Recipe) -> d
 
 
 def is_better(progress: Progress, select_on: str) -> bool:
-    """Whether the last epoch is the one to keep so far."""
+    """Returns whether the last epoch is the best so far."""
     if progress.selected is None or select_on not in progress.history[-1]:  # "last", or nothing to compare
         return True
     last, best = (progress.history[index][select_on] for index in (-1, progress.selected))
-    if math.isnan(last) or math.isnan(best):  # a number is better than none
+    if math.isnan(last) or math.isnan(best):  # any number is better than NaN
         return math.isnan(best) and not math.isnan(last)
     return last < best if select_on == "validation_loss" else last > best
 
 
-def out_of_patience(progress: Progress, patience: int | None) -> bool:
-    """Whether the selected epoch is too long ago."""
+def should_stop_early(progress: Progress, patience: int | None) -> bool:
+    """Returns whether more than `patience` epochs have passed since the selected one."""
     return patience is not None and bool(progress.history) and progress.epoch - progress.selected > patience
 
 
 def device_name(device: torch.device) -> str:
-    """As a card names it."""
+    """Returns the device's name as shown in model cards."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
 
 
 def stop_if_requested(stop: StopSignal, checkpoint: Path) -> None:
-    """Ends the process as a shell expects it after a signal."""
+    """Exits with the status that shells expect after a signal, if one was received."""
     if number := stop.requested():
         tqdm.write(f"stopped; run.resume=true goes on from {checkpoint}", file=sys.stderr)
         raise SystemExit(128 + number)
 
 
 def save(experiment: Experiment, metrics: dict, output_dir: Path) -> None:
-    """Weights, configuration and processor; metrics.json last, since its presence says that the run is complete."""
+    """Saves weights, configuration and processor; metrics.json is last, since it marks the run as complete."""
     with clear_os_errors("the result", output_dir):
         experiment.save_pretrained(output_dir)
         unfinished = output_dir / "metrics.json.unfinished"

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from video_files import write_video
 
+from emoclip.video.guarded_frames import FRAME_READERS
+from emoclip.video.sources import open_frames
 from modeling_emoclip import video_guard
-from modeling_emoclip.video_decoding import read_video
-from modeling_emoclip.video_frames import open_frames
 from modeling_emoclip.video_limits import VideoDecodeError
+from modeling_emoclip.video_reading import read_video
 
+READERS = video_guard.CLIP_READERS
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the rights are Linux's")
 # Stands in the place of the guarded process and answers what it is told to, once it was asked.
 TAKEN_OVER = """
@@ -29,7 +31,7 @@ send = lambda text, data=b"", length=None: os.write(
 send(b'{"is_ready": true}')
 os.read(0, 1 << 20)
 FACTS = {"total_num_frames": 8, "fps": 8.0, "duration": 1.0, "width": 4, "height": 4}
-ANSWER = {"shape": [8, 4, 4, 3], "places": list(range(8)), "backend": "x", "decoded": FACTS, "is_last": True}
+ANSWER = {"shape": [8, 4, 4, 3], "backend": "x", "is_last": True}
 FRAMES = bytes(8 * 4 * 4 * 3)
 def say(message, data=b""): send(json.dumps(message).encode(), data)
 def facts():
@@ -50,10 +52,12 @@ def first_eight(metadata):
 @pytest.fixture
 def no_readers(monkeypatch):
     """New processes only, and none of these is left to other tests."""
-    video_guard._end_all()
-    monkeypatch.setattr(video_guard, "_GRACE", 0.1)
+    for readers in (READERS, FRAME_READERS):
+        readers.end_all()
+    monkeypatch.setattr(video_guard, "_SHUTDOWN_SECONDS", 0.1)
     yield monkeypatch
-    video_guard._end_all()
+    for readers in (READERS, FRAME_READERS):
+        readers.end_all()
 
 
 @pytest.mark.parametrize(
@@ -69,8 +73,8 @@ def no_readers(monkeypatch):
         pytest.param("say({'facts': FACTS | {'total_num_frames': 1 << 60}})", id="too many frames"),
         pytest.param("say({'facts': FACTS | {'fps': 'x'}})", id="a rate that is none"),
         pytest.param("say(ANSWER, FRAMES)", id="frames before the choice"),
-        pytest.param("facts(); say(ANSWER | {'places': [0] * 7 + [8]}, FRAMES)", id="places outside"),
-        pytest.param("facts(); say(ANSWER | {'places': [0, 1]}, FRAMES)", id="too few places"),
+        pytest.param("facts(); say(ANSWER | {'shape': [7, 4, 4, 3]}, FRAMES[48:])", id="too few frames"),
+        pytest.param("facts(); say(ANSWER | {'places': [0, 1]}, FRAMES)", id="a surplus field"),
         pytest.param("facts(); say(ANSWER | {'shape': [8, 4, 4, 4]}, FRAMES)", id="another shape"),
         pytest.param("facts(); say(ANSWER | {'shape': [-1, 4, 4, 3]}, FRAMES)", id="a negative shape"),
         pytest.param("facts(); say({'is_last': True})", id="no frames"),
@@ -80,7 +84,7 @@ def test_an_answer_that_makes_no_sense_is_one_error_that_names_the_file(clip, no
     no_readers.setattr(video_guard, "_START", TAKEN_OVER + answers + "\ntime.sleep(60)")
     with pytest.raises(VideoDecodeError, match=r"clip\.mp4"):
         read_video(clip, first_eight, limits={"time_limit": 5})
-    assert not video_guard._idle, "it is not asked again"
+    assert not READERS.idle, "it is not asked again"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_the_whole_answer_is_under_the_time_limit(clip, no_readers, answers):
         "{'frame': {}, 'span': [0, 1], 'shape': [4, 4, 3]}",
         "{'frame': {'step': 0, 'time': 0.0, 'is_new': True}, 'span': [1e308, 0], 'shape': [4, 4, 3]}",
         "{'frame': {'step': 0, 'time': 0.0, 'is_new': True}, 'shape': [4, 4, 3]}",
-        "{'span': [0, 1], 'faults': 1, 'is_last': True}",
+        "{'span': [0, 1], 'warnings': 1, 'is_last': True}",
     ],
 )
 def test_frames_that_make_no_sense(clip, no_readers, message):
@@ -113,7 +117,7 @@ def test_frames_that_make_no_sense(clip, no_readers, message):
     no_readers.setattr(video_guard, "_START", f"{TAKEN_OVER}{header}say({message}, bytes(48))\ntime.sleep(60)")
     frames = open_frames(clip, limits={"time_limit": 5})
     with pytest.raises(VideoDecodeError, match=r"clip\.mp4 cannot be read: its decoder"):
-        list(frames.on_grid(4))
+        list(frames.resample(4))
 
 
 @pytest.mark.parametrize("executable", [None, "", "/bin/false"])
@@ -156,9 +160,9 @@ def test_few_processes_wait_for_the_next_video(clip, no_readers):
         thread.start()
     for thread in threads:
         thread.join()
-    assert 1 <= len(video_guard._idle) <= 4
+    assert 1 <= len(READERS.idle) <= 4
     gc.collect()
-    assert sum(reader.process.poll() is None for reader in video_guard._all) <= 4
+    assert sum(reader.process.poll() is None for reader in READERS.all) <= 4
 
 
 ATTEMPTS = """
@@ -184,14 +188,15 @@ def test_it_has_no_tokens_no_network_and_may_not_write(clip, no_readers, tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as server:
         # The real process, which tries while it answers, and tells what came of it as the name of its decoder.
         tell = f"json.dumps(attempts({str(tmp_path / 'written')!r}, {server.getsockname()[1]}))"
-        begin = f"import guarded.video_worker as worker; exec({ATTEMPTS!r}); send = worker.send; worker.send = "
+        begin = f"import guarded.video_worker as real; exec({ATTEMPTS!r}); send = real.send; real.send = "
         begin += f"lambda pipe, m, d=b'': send(pipe, m | ({{'backend': {tell}}} if 'backend' in m else {{}}), d); "
-        no_readers.setattr(video_guard, "_START", video_guard._START.replace("serve()", begin + "serve()"))
+        start = video_guard._START.replace("getattr(importlib", begin + "getattr(importlib")
+        no_readers.setattr(video_guard, "_START", start)
         _, metadata = read_video(clip, first_eight)
     found = json.loads(metadata.video_backend)
     assert found["secret"] is False
     assert found["write"] == "File too large"
-    (reader,) = video_guard._idle
+    (reader,) = READERS.idle
     if os.readlink(f"/proc/{reader.process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
         pytest.skip("this system lets nobody have a network of their own")
     assert found["network"] is False
@@ -201,7 +206,7 @@ def test_it_has_no_tokens_no_network_and_may_not_write(clip, no_readers, tmp_pat
 def test_its_memory_is_bounded_by_the_limits(clip, no_readers):
     def soft_limit(limits):
         read_video(clip, first_eight, limits=limits)
-        (reader,) = video_guard._idle
+        (reader,) = READERS.idle
         text = Path(f"/proc/{reader.process.pid}/limits").read_text()
         return int(re.search(r"Max address space\s+(\d+)", text)[1])
 
@@ -216,8 +221,10 @@ def test_it_writes_nothing_beside_the_code(clip, no_readers, tmp_path):
     package.mkdir()
     for path in Path(video_guard.__file__).parent.glob("*.py"):
         (package / path.name).write_bytes(path.read_bytes())
-    no_readers.setattr(video_guard, "__file__", str(package / "video_guard.py"))
+    readers = video_guard.Readers({"guarded": str(package)}, "guarded.video_worker.Worker")
+    no_readers.setattr(video_guard, "CLIP_READERS", readers)
     assert len(read_video(clip, first_eight)[0]) == 8
+    readers.end_all()
     assert not list(package.rglob("*.pyc"))
 
 

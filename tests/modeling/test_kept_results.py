@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from video_files import write_video
 
-from modeling_emoclip import (
+from emoclip import (
     EmoCLIPConfig,
     EmoCLIPForPromptClassification,
     EmoCLIPModel,
@@ -64,7 +64,7 @@ def loaded(model):
 
 
 @pytest.mark.parametrize("change", [in_place, through_data, other_data, loaded, torch.nn.Module.double])
-@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"int8": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}], ids=str)
 def test_scores_are_those_of_the_weights_that_are_there_now(model, clip_dir, clips, change, options):
     if options and change is torch.nn.Module.double:
         options = {}  # the others choose a dtype themselves
@@ -109,12 +109,9 @@ def test_the_prompt_models_class_embeddings_follow_data_too(clip_dir):
     model = EmoCLIPForPromptClassification.from_clip(clip_dir, class_descriptions=texts).eval()
     with torch.no_grad():
         before = model.get_class_embeds().clone()
-        assert model.get_class_embeds() is model.get_class_embeds()
         model.text_projection.weight.data.copy_(torch.randn_like(model.text_projection.weight))
         after = model.get_class_embeds()
         assert not torch.allclose(before, after)
-        model.train().eval()  # forgets what was kept
-        torch.testing.assert_close(model.get_class_embeds(), after)
 
 
 # --- clips of unequal length
@@ -173,17 +170,6 @@ def test_a_label_may_be_called_anything(model, clip_dir, clips):
     pipe = make_pipe(model, clip_dir)
     assert len(pipe(clips[0], ["\0background", "b"], multi_label=True)) == 2
     assert len(pipe(clips[0], {"C++": "an expression of C++", "c": None})) == 2
-
-
-def test_labels_as_people_type_them(model, clip_dir):
-    parse = ZeroShotVideoClassificationPipeline.parse_labels
-    assert parse(["12:30", "calm: a relaxed face", "amused:a grin;laughing"]) == {
-        "12:30": None,
-        "calm": ["a relaxed face"],
-        "amused": ["a grin", "laughing"],
-    }
-    with pytest.raises(ValueError, match="no label before the colon"):
-        parse([": x"])
 
 
 def test_a_text_that_is_cut_is_told_with_its_end(model, clip_dir, clips, caplog):

@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrastive losses, their options, and how the model finds texts that are the same."""
+"""The contrastive losses."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from modeling_emoclip import (
-    EmoCLIPConfig,
-    EmoCLIPForPromptClassification,
-    EmoCLIPForVideoClassification,
-    EmoCLIPModel,
-)
-from modeling_emoclip.losses import contrastive_loss, same_rows, sigmoid_loss
+from emoclip import EmoCLIPConfig, EmoCLIPForPromptClassification, EmoCLIPForVideoClassification, EmoCLIPModel
+from modeling_emoclip.losses import contrastive_loss, sigmoid_loss
 
 SMALL = {"temporal_num_heads": 2, "temporal_head_dim": 8, "temporal_num_layers": 1}
-SAME_TEXT = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.bool)
 SIGMOID = {"contrastive_loss": "sigmoid"} | SMALL
 
 
@@ -34,32 +29,19 @@ def inputs(model):
 # ---- pure functions ----
 
 
-@pytest.mark.parametrize("same_text", [None, SAME_TEXT], ids=["plain", "same texts"])
-def test_sigmoid_loss_by_hand(same_text):
+def test_losses_by_hand():
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0], [1.0, -4.0, 0.1]])
-    belongs = torch.eye(3) if same_text is None else same_text.float()
-    probability = logits.sigmoid()
+    belongs, probability = torch.eye(3), logits.sigmoid()
     pairs = belongs * probability.log() + (1 - belongs) * (1 - probability).log()
-    torch.testing.assert_close(sigmoid_loss(logits, same_text), -pairs.sum() / 3)
-
-
-def test_softmax_positives_matter_only_if_the_same_texts_have_different_scores():
-    """So the papers' plain loss has no false negatives that its gradient would feel."""
-    texts, videos = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-
-    def gradients(rows, same_text):
-        return torch.autograd.grad(contrastive_loss(texts[rows] @ videos.t(), same_text), (texts, videos))
-
-    for plain, shared in zip(gradients([0, 1, 0], None), gradients([0, 1, 0], SAME_TEXT), strict=True):
-        torch.testing.assert_close(plain, shared)
-    for plain, shared in zip(gradients([0, 1, 2], None), gradients([0, 1, 2], SAME_TEXT), strict=True):
-        assert (plain - shared).abs().max() > 1e-2
+    torch.testing.assert_close(sigmoid_loss(logits), -pairs.sum() / 3)
+    both_ways = logits.log_softmax(dim=0).diagonal() + logits.log_softmax(dim=1).diagonal()
+    torch.testing.assert_close(contrastive_loss(logits), -both_ways.mean() / 2)
 
 
 @pytest.mark.parametrize("loss", [contrastive_loss, sigmoid_loss])
 def test_losses_are_finite_for_extreme_scores_and_in_16_bits(loss):
     logits = torch.full((3, 3), -300.0, requires_grad=True)
-    loss(logits, SAME_TEXT).backward()
+    loss(logits).backward()
     assert logits.grad.isfinite().all()
     assert loss(logits.detach().to(torch.bfloat16)).dtype == torch.float32
 
@@ -68,46 +50,6 @@ def test_losses_are_finite_for_extreme_scores_and_in_16_bits(loss):
 def test_losses_need_a_text_for_each_video(loss):
     with pytest.raises(ValueError, match=r"one text for each video.*\(3, 2\)"):
         loss(torch.zeros(3, 2))
-
-
-def test_same_rows():
-    rows = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 2, 3]])
-    assert torch.equal(same_rows(rows), SAME_TEXT)
-
-
-# ---- in the model ----
-
-
-@torch.no_grad()
-def test_same_texts_are_positives_unless_switched_off(clip_dir, inputs):
-    model = EmoCLIPModel.from_clip(clip_dir, **SIGMOID)
-    outputs = model(**inputs)
-    torch.testing.assert_close(outputs.loss, sigmoid_loss(outputs.logits_per_text, SAME_TEXT))
-    model.config.same_text_positives = False
-    torch.testing.assert_close(model(**inputs).loss, sigmoid_loss(outputs.logits_per_text))
-    assert (outputs.loss - model(**inputs).loss).abs() > 1
-
-
-@pytest.mark.parametrize("eos_token_id", ["own", 2])
-@torch.no_grad()
-def test_padding_is_no_part_of_a_text(model, inputs, eos_token_id):
-    """Also where the config has the old eos_token_id 2, and a text ends with its largest id."""
-    end = model.config.text_config.eos_token_id
-    if eos_token_id == 2:
-        model.config.text_config.eos_token_id = 2
-    else:
-        end = 4  # smaller than the ids of words
-        model.config.text_config.eos_token_id = end
-    texts = torch.tensor([[5, 6, end, 0], [7, 8, end, 0], [5, 6, end, end]])
-    assert torch.equal(same_rows(model._without_padding(texts)), SAME_TEXT)
-    narrow, wide = model._without_padding(texts[:, :3]), model._without_padding(texts)
-    assert torch.equal(narrow, wide) and wide.shape == (3, model.config.text_config.max_position_embeddings)
-
-
-@torch.no_grad()
-def test_a_text_without_end_token_is_compared_whole(model):
-    texts = torch.tensor([[5, 6, 7], [5, 6, 8], [5, 6, 7]])
-    assert torch.equal(same_rows(model._without_padding(texts)), SAME_TEXT)
 
 
 # ---- the sigmoid loss ----
@@ -120,7 +62,7 @@ def test_the_bias_exists_only_for_the_sigmoid_loss_and_is_in_the_scores(clip_dir
     outputs = sigmoid(**inputs)
     cosines = outputs.text_embeds @ outputs.video_embeds.t()
     torch.testing.assert_close(outputs.logits_per_text, cosines * 10 - 10)
-    torch.testing.assert_close(outputs.loss, sigmoid_loss(outputs.logits_per_text, SAME_TEXT))
+    torch.testing.assert_close(outputs.loss, sigmoid_loss(outputs.logits_per_text))
 
 
 def test_scale_at_the_start(clip_dir, model):
@@ -165,7 +107,17 @@ def test_training_with_the_sigmoid_loss_moves_the_bias(clip_dir, inputs):
     assert losses[-1] < 0.9 * losses[0] and model.logit_bias.item() > -10
 
 
-@pytest.mark.parametrize(("field", "value"), [("contrastive_loss", "softmin"), ("same_text_positives", 2)])
+@pytest.mark.parametrize(("field", "value"), [("contrastive_loss", "softmin")])
 def test_config_names_the_field(field, value):
     with pytest.raises(Exception, match=field):
         EmoCLIPConfig(**{field: value})
+
+
+def test_a_field_of_older_checkpoints_is_passed_over(clip_dir, tmp_path):
+    model = EmoCLIPModel.from_clip(clip_dir, **SMALL)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"same_text_positives": True}))
+    loaded = EmoCLIPModel.from_pretrained(tmp_path)
+    assert not hasattr(loaded.config, "same_text_positives")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
+from emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
+from modeling_emoclip import pipeline_emoclip
 
 LABELS = ["a smile", "lowered eyebrows", "wide open eyes"]
 
@@ -66,14 +67,16 @@ def test_every_kind_of_video_gives_the_same_scores(pipe, tmp_path):
 
 def test_each_label_set_is_encoded_once_and_kept(pipe, clips, monkeypatch):
     encoded = []
-    encode_texts = pipe._encode_texts
-    monkeypatch.setattr(pipe, "_encode_texts", lambda texts: encoded.append(texts) or encode_texts(texts))
+    encode_texts = pipeline_emoclip.encode_texts
+    monkeypatch.setattr(
+        pipeline_emoclip, "encode_texts", lambda *parts: encoded.append(parts[2]) or encode_texts(*parts)
+    )
     labels = {"x": ["one text", "two texts"], "y": "three"}
     first = pipe([str(clip) for clip in clips], candidate_labels=labels)
     assert pipe([str(clip) for clip in clips], candidate_labels=labels) == first
     assert encoded == [["one text", "two texts", "three"]]
     width = pipe.model.config.projection_dim
-    monkeypatch.setattr(pipe, "_most_kept_numbers", 3 * width)  # a set is as large as it has labels
+    monkeypatch.setattr("emoclip.pipeline.MOST_KEPT_NUMBERS", 3 * width)  # a set is as large as it has labels
     for number in range(5):
         pipe.class_embeds({"label": ((f"text {number}",),)})
     assert len(pipe._class_embeds) == 3
@@ -91,7 +94,7 @@ def test_the_checkpoints_descriptions_stand_for_their_labels(pipe, clips):
 
 def test_several_threads_may_use_it_at_once(pipe, clips, monkeypatch):
     monkeypatch.setattr(
-        pipe, "_most_kept_numbers", 4 * pipe.model.config.projection_dim
+        "emoclip.pipeline.MOST_KEPT_NUMBERS", 4 * pipe.model.config.projection_dim
     )  # so that they throw out each other's
     label_sets = [[f"a face of kind {kind}", "a smile"] for kind in range(5)]
     tasks = [(clip, labels) for clip in clips for labels in label_sets]

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from modeling_emoclip.prompts import encode_labels, label_texts, parse_labels
+from emoclip.typed_text import parse_labels
+from modeling_emoclip.label_scoring import encode_labels, label_texts
 
 
 def encode(texts):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading while encoding: the same results in the same order, and no thread or process that is left behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_video_guard import is_running, readers_of, wait_until
+from processes import is_running, readers_of, wait_until
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
-from modeling_emoclip.read_ahead import read_ahead
+from emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
 
 LABELS = ["a smile", "lowered eyebrows", "wide open eyes"]
 INTERRUPTED = """
@@ -49,25 +49,15 @@ def clips(write_clip, tmp_path_factory):
     return [str(write_clip(folder / f"{number}.mp4", num_frames=3 + 4 * number)) for number in range(5)]
 
 
-def test_the_next_item_is_made_before_it_is_asked_for_and_none_is_made_far_ahead():
-    made = []
-    items = (made.append(number) or number for number in range(100))
-    reader = read_ahead(items)
-    assert next(reader) == 0
-    assert wait_until(lambda: made == [0, 1, 2]) and not wait_until(lambda: len(made) > 3, seconds=0.2)
-    assert list(reader) == list(range(1, 100)) and not threads()
-
-
-def test_an_error_comes_after_the_items_before_it():
-    def items():
-        yield from range(3)
-        raise OSError("the disk is gone")
-
-    seen = []
-    with pytest.raises(OSError, match="the disk is gone"):
-        for item in read_ahead(items()):
-            seen.append(item)
-    assert seen == [0, 1, 2] and not threads()
+def test_the_next_videos_are_read_before_they_are_asked_for_and_none_far_ahead(pipe, clips, monkeypatch):
+    read, preprocess = [], pipe.preprocess
+    monkeypatch.setattr(pipe, "preprocess", lambda video, **how: read.append(video) or preprocess(video, **how))
+    results = iter(pipe((clip for clip in 20 * clips), candidate_labels=LABELS))
+    next(results)
+    assert wait_until(lambda: 3 <= len([one for one in read if isinstance(one, str)]))
+    assert not wait_until(lambda: len([one for one in read if isinstance(one, str)]) > 4, seconds=0.2)
+    results.close()
+    assert wait_until(lambda: not threads())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -77,7 +67,8 @@ def test_results_are_those_of_one_after_the_other(pipe, clips, batch_size):
         expected = {entry["label"]: entry["score"] for entry in pipe(clip, candidate_labels=LABELS)}
         assert {entry["label"]: entry["score"] for entry in result} == pytest.approx(expected, abs=1e-6)
     lazy = pipe((clip for clip in clips), candidate_labels=LABELS)
-    assert [result[0]["label"] for result in lazy] == [result[0]["label"] for result in ahead] and not threads()
+    assert [result[0]["label"] for result in lazy] == [result[0]["label"] for result in ahead]
+    assert wait_until(lambda: not threads())
 
 
 def test_errors_of_either_side_leave_no_thread(pipe, clips, tmp_path, monkeypatch):
@@ -85,7 +76,7 @@ def test_errors_of_either_side_leave_no_thread(pipe, clips, tmp_path, monkeypatc
     broken.write_text("no video")
     with pytest.raises(ValueError, match=r"broken\.mp4"):
         pipe([*clips, str(broken), *clips], candidate_labels=LABELS)
-    assert not threads()
+    assert wait_until(lambda: not threads())
 
     def fail(*args, **kwargs):
         raise MemoryError("no memory left")
@@ -98,7 +89,8 @@ def test_errors_of_either_side_leave_no_thread(pipe, clips, tmp_path, monkeypatc
 
 def test_ctrl_c_ends_it_within_two_seconds_and_its_readers_with_it(clip_dir, clips):
     command = [sys.executable, "-c", INTERRUPTED, str(clip_dir), clips[0]]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as process:
+    where = {"cwd": Path(__file__).parent, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
         assert process.stdout.readline() == "read\n"
         children = readers_of(process.pid)
         process.send_signal(signal.SIGINT)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import is_flash_attn_2_available
 
-from modeling_emoclip import (
+from emoclip import (
     EmoCLIPConfig,
     EmoCLIPForPromptClassification,
     EmoCLIPForVideoClassification,

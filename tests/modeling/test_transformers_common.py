@@ -8,8 +8,8 @@ import torch
 from common_skips import left_out
 from common_suite import model_tester_mixin
 
-import modeling_emoclip
-from modeling_emoclip import EmoCLIPConfig
+import emoclip
+from emoclip import EmoCLIPConfig
 
 pytestmark = pytest.mark.slow
 ModelTesterMixin = model_tester_mixin()
@@ -64,7 +64,7 @@ class TinyModel:
 
 @left_out
 class EmoCLIPModelTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (modeling_emoclip.EmoCLIPModel,)
+    all_model_classes = (emoclip.EmoCLIPModel,)
     additional_model_inputs = ["input_ids", "attention_mask"]
     _is_composite = True
 
@@ -84,7 +84,7 @@ class WithLabels(ModelTesterMixin):
 
 @left_out
 class EmoCLIPForPromptClassificationTest(WithLabels, unittest.TestCase):
-    all_model_classes = (modeling_emoclip.EmoCLIPForPromptClassification,)
+    all_model_classes = (emoclip.EmoCLIPForPromptClassification,)
 
     def setUp(self):
         prompt = {"class_input_ids": [[5, 6], [7], [8, 9, 10]], "prompt_num_context_tokens": 4}
@@ -97,7 +97,7 @@ class EmoCLIPForPromptClassificationTest(WithLabels, unittest.TestCase):
 
 @left_out
 class EmoCLIPForVideoClassificationTest(WithLabels, unittest.TestCase):
-    all_model_classes = (modeling_emoclip.EmoCLIPForVideoClassification,)
+    all_model_classes = (emoclip.EmoCLIPForVideoClassification,)
 
     def setUp(self):
         self.model_tester = TinyModel(False, num_labels=LABELS, temporal_residual=False)
@@ -105,7 +105,7 @@ class EmoCLIPForVideoClassificationTest(WithLabels, unittest.TestCase):
 
 @left_out
 class EmoCLIPForVideoRegressionTest(WithLabels, unittest.TestCase):
-    all_model_classes = (modeling_emoclip.EmoCLIPForVideoRegression,)
+    all_model_classes = (emoclip.EmoCLIPForVideoRegression,)
     labels = torch.linspace(0, 1, BATCH * LABELS).view(BATCH, LABELS)
 
     def setUp(self):

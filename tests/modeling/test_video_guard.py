@@ -14,44 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import is_running, readers_of, wait_until
 from video_files import numbers_of, write_video
 
-from modeling_emoclip import EmoCLIPVideoProcessor, video_guard
-from modeling_emoclip.video_decoding import read_video
+from emoclip import EmoCLIPVideoProcessor
+from modeling_emoclip import video_guard
 from modeling_emoclip.video_limits import VideoDecodeError
+from modeling_emoclip.video_reading import read_video
 
 CODE = Path(video_guard.__file__).parent
+READERS = video_guard.CLIP_READERS
 
 
 def every_frame(metadata):
     return np.arange(metadata.total_num_frames)
-
-
-def readers_of(pid: int) -> list[int]:
-    """Processes that read videos, of a process or of all that descend from it."""
-    found = subprocess.run(
-        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    lines = [line.split(maxsplit=2) for line in found.splitlines()]
-    family, readers = {pid}, []
-    for _ in range(4):  # generations
-        family |= {int(child) for child, parent, *_ in lines if int(parent) in family}
-    for child, _, *arguments in lines:
-        if int(child) in family and arguments and "guarded.video_worker" in arguments[0]:
-            readers.append(int(child))
-    return readers
-
-
-def is_running(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
-
-
-def wait_until(is_true, seconds=2.0):
-    end = time.monotonic() + seconds
-    while not is_true() and time.monotonic() < end:
-        time.sleep(0.01)
-    return is_true()
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +58,8 @@ def test_one_process_serves_video_after_video(clip):
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
 def test_a_crash_is_an_error_that_names_the_file(clip, number):
     def crash(metadata):
-        before = {reader.process.pid for reader in video_guard._idle}
-        (busy,) = {reader.process.pid for reader in video_guard._all if reader.process.poll() is None} - before
+        before = {reader.process.pid for reader in READERS.idle}
+        (busy,) = {reader.process.pid for reader in READERS.all if reader.process.poll() is None} - before
         os.kill(busy, number)
         return every_frame(metadata)
 
@@ -105,11 +81,11 @@ def test_what_takes_too_long_is_ended(tmp_path):
 
 def test_a_process_that_does_not_even_end_itself_is_given_up(clip, monkeypatch):
     def stop(metadata):
-        busy = [reader for reader in video_guard._all if not reader.is_idle and reader.process.poll() is None]
+        busy = [reader for reader in READERS.all if not reader.is_idle and reader.process.poll() is None]
         os.kill(busy[0].process.pid, signal.SIGSTOP)
         return every_frame(metadata)
 
-    monkeypatch.setattr(video_guard, "_GRACE", 0.2)
+    monkeypatch.setattr(video_guard, "_SHUTDOWN_SECONDS", 0.2)
     with pytest.raises(VideoDecodeError, match=r"was not read within 0\.5 s"):
         read_video(clip, stop, limits={"time_limit": 0.5})
 
@@ -181,7 +157,7 @@ import sys, time, types
 import numpy as np
 package = sys.modules["hub"] = types.ModuleType("hub")
 package.__path__ = [sys.argv[1]]
-from hub.video_guard import GuardedFrames, read_guarded
+from hub.video_guard import read_guarded
 from hub.video_limits import VideoLimits
 """
 READ_FOREVER = """
@@ -191,6 +167,7 @@ def choose(facts):
         time.sleep(60)
     return np.arange(facts.total_num_frames)
 if sys.argv[3] == "streams":
+    from emoclip.video.guarded_frames import GuardedFrames
     for frame in GuardedFrames(sys.argv[2], "clip", VideoLimits()):
         print("begins", flush=True)
         time.sleep(60)
@@ -216,7 +193,7 @@ def test_nobody_is_left_when_the_caller_ends(clip, number, state):
 def test_it_works_from_a_folder_that_is_no_package(clip, tmp_path):
     folder = tmp_path / "transformers_modules" / "emo-clip.v1"
     folder.mkdir(parents=True)
-    for name in ("video_limits", "video_streams", "frame_sequence", "video_rights", "video_worker", "video_guard"):
+    for name in ("video_limits", "video_streams", "video_worker", "video_guard"):
         (folder / f"{name}.py").write_bytes((CODE / f"{name}.py").read_bytes())
     read = (
         "decoded = read_guarded(sys.argv[2], lambda facts: np.arange(3), 'clip', VideoLimits())\n"
@@ -230,12 +207,12 @@ def test_it_works_from_a_folder_that_is_no_package(clip, tmp_path):
 def test_modules_beside_the_caller_are_not_imported(clip, tmp_path, monkeypatch):
     (tmp_path / "av.py").write_text("raise SystemExit('a file of the working directory was imported')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(video_guard, "_idle", [])
+    monkeypatch.setattr(READERS, "idle", [])
     assert len(read_video(clip, every_frame)[0]) == 40
 
 
 def test_without_an_interpreter_it_says_so(clip, monkeypatch):
-    monkeypatch.setattr(video_guard, "_idle", [])
+    monkeypatch.setattr(READERS, "idle", [])
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(RuntimeError, match=r"'/nowhere/python' cannot be started .* guard_decoding=False"):
         read_video(clip, every_frame)

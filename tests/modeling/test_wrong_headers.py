@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, EmotionStream, ZeroShotVideoClassificationPipeline
-from modeling_emoclip.video_decoding import read_video
-from modeling_emoclip.video_frames import open_frames
+from emoclip import EmoCLIPModel, EmoCLIPProcessor, EmotionStream, ZeroShotVideoClassificationPipeline
+from emoclip.video.sources import open_frames
 from modeling_emoclip.video_limits import VideoDecodeError
+from modeling_emoclip.video_reading import read_video
 
 LABELS = ["a smile", "a frown"]
 WHOLE_FRAME = {"faces": "none", "progress": False}
@@ -134,7 +134,7 @@ def test_what_asks_for_too_many_frames_or_none_is_refused_before_reading(pipe, o
 def test_a_grid_has_a_rate_that_can_be(tmp_path, rate, guarded):
     frames = open_frames(write(tmp_path / "clip.mp4", 2), guarded=guarded)
     with pytest.raises(ValueError, match="steps per second are asked for"):
-        next(frames.on_grid(rate))
+        next(frames.resample(rate))
 
 
 def test_a_last_frame_that_says_it_stays_for_ever_ends_with_the_limits(tmp_path):
@@ -144,7 +144,7 @@ def test_a_last_frame_that_says_it_stays_for_ever_ends_with_the_limits(tmp_path)
     data[place : place + 4] = struct.pack(">I", 2**31 - 1)
     path.write_bytes(data)
     frames = open_frames(path, limits={"max_seconds": 10**9})
-    list(frames.on_grid(0.001))
+    list(frames.resample(0.001))
     assert frames.end - frames.start < 10_000
 
 
@@ -204,7 +204,7 @@ def test_frames_have_the_shape_that_a_player_shows(tmp_path, aspect, shape, guar
     frames, metadata = read_video(path, lambda _: np.arange(4), guarded=guarded)
     assert frames.shape[1:3] == shape == (metadata.height, metadata.width)
     whole = open_frames(path, guarded=guarded)
-    (first, *_) = whole.on_grid(8)
+    (first, *_) = whole.resample(8)
     assert first.pixels.shape[:2] == shape
     np.testing.assert_array_equal(first.pixels, frames[0])
 
@@ -223,5 +223,5 @@ def test_the_frames_of_an_avi_are_the_same_each_time(tmp_path):
         means = {tuple(read_video(path, lambda _, w=wanted: np.array(w))[0].mean((1, 2, 3)).round()) for _ in range(8)}
         assert len(means) == 1 and np.allclose(means.pop(), [80 * number for number in wanted], atol=4)
     for guarded in (True, False):
-        steps = [(step.time, step.pixels.mean()) for step in open_frames(path, guarded=guarded).on_grid(8)]
+        steps = [(step.time, step.pixels.mean()) for step in open_frames(path, guarded=guarded).resample(8)]
         assert np.allclose(steps, [[(number + 0.5) / 8, 80 * number] for number in range(3)], atol=4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, CLIPTokenizer
 
-from modeling_emoclip import EmoCLIPForVideoRegression
+from emoclip import EmoCLIPForVideoRegression
 from training import train
 from training.build import SPECIAL_TOKENS, load_builder, train_tokenizer
 from training.recipe import DataSource

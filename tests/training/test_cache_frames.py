@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from training import cache_frames
+from training.cache import cache_frames
 from training.recipe import dump_recipe
 
 
@@ -51,7 +51,7 @@ def test_ctrl_c_ends_it_with_all_that_it_started(recipe_file, own_videos, tmp_pa
     lines = [f"{number}.mp4,happiness,a face,person{number % 6}" for number in range(800)]
     (tmp_path / "many" / "metadata.csv").write_text("\n".join(["file_name,label,caption,group", *lines]) + "\n")
     recipe = recipe_file(f"data.data_dir={tmp_path / 'many'}", "run.num_workers=2")
-    command = [sys.executable, "-m", "training.cache_frames", recipe]
+    command = [sys.executable, "-m", "training.cache.cache_frames", recipe]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     printed = b""
     # Python loses a Ctrl-C that comes while it forks. Clips arrive in order: with the second, both workers are there.

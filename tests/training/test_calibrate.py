@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from sklearn.utils.extmath import softmax
 
-from modeling_emoclip import EmoCLIPConfig, EmoCLIPForVideoClassification, EmoCLIPModel, EmoCLIPProcessor
-from modeling_emoclip.scores import make_scoring
-from training import calibrate as command
-from training.calibration import calibrate, calibration_error, draw_reliability, fit_temperature
+from emoclip import EmoCLIPConfig, EmoCLIPForVideoClassification, EmoCLIPModel, EmoCLIPProcessor
+from modeling_emoclip.label_scoring import make_label_scorer
+from training.compare import calibrate as command
+from training.compare.calibration import calibrate, calibration_error, draw_reliability, fit_temperature
 
 LABELS = ["happiness", "sadness"]
 
@@ -128,7 +128,7 @@ def knowing(monkeypatch):
     def predict_better(options):
         data, predictions, logits = predict(options)
         noise = np.random.default_rng(0).normal(size=logits.shape)
-        return data, predictions, logits + 3 * (noise + np.eye(logits.shape[1])[predictions.references])
+        return data, predictions, logits + 3 * (noise + np.eye(logits.shape[1])[predictions.targets])
 
     monkeypatch.setattr(command, "predict", predict_better)
 
@@ -141,7 +141,7 @@ def test_the_command_writes_what_the_pipeline_will_use(checkpoint, own, knowing,
     assert entry["labels"] == LABELS and entry["temperature"] == report["temperature"]
     assert entry["ece_before"] == report["before"]["ece"] and entry["ece_after"] == report["after"]["ece"]
     assert entry["data"] == "own default train, 24 clips" and report["num_groups"] == 6
-    assert make_scoring(config, LABELS[::-1]).temperature == report["temperature"]
+    assert make_label_scorer(config, LABELS[::-1]).temperature == report["temperature"]
     after = json.loads((checkpoint / "config.json").read_text())
     assert after.pop("label_temperatures") and before.pop("label_temperatures", None) is None and after == before
     assert json.loads((checkpoint / "calibration.json").read_text()) == {"own_default_train": report}
@@ -169,7 +169,7 @@ def test_without_a_data_set_the_clips_are_those_that_the_run_chose_its_epoch_on(
     recipe = make_recipe(tmp_path / "unused", "data.validation_share=0.5")
     (checkpoint / "recipe.yaml").write_text(json.dumps(recipe.to_dict()))
     data, predictions, logits = command.predict(command.parse_options([str(checkpoint)]))
-    assert data.endswith("cut from train") and logits.shape == (12, 2) and len(predictions.references) == 12
+    assert data.endswith("cut from train") and logits.shape == (12, 2) and len(predictions.targets) == 12
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from modeling_emoclip.prompts import COMPOUND_SEPARATOR
+from modeling_emoclip.label_scoring import COMPOUND_SEPARATOR
 from training.build import load_class_descriptions
 from training.data.describe_classes import main, to_text
 

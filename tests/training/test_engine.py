@@ -15,7 +15,7 @@ import pytest
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from modeling_emoclip import EmoCLIPModel
+from emoclip import EmoCLIPModel
 from training import checkpoint, train
 from training.recipe import dump_recipe
 

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from modeling_emoclip import (
+from emoclip import (
     EmoCLIPForPromptClassification,
     EmoCLIPForVideoClassification,
     EmoCLIPForVideoRegression,

@@ -14,8 +14,9 @@ from local_hub import LocalHub
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from training import export, model_card, train
-from training.hub_push import PushError
+from training import train
+from training.publish import card, export, push, while_training
+from training.publish.hub import PushError
 from training.recipe import load_recipe
 
 FROZEN = '"(text_model|vision_model|visual_projection|text_projection|temporal)\\\\..*|logit_scale": null'
@@ -73,7 +74,7 @@ def licensed_run(run_dir_of, tmp_path):
 def card_of(run_dir, **values) -> str:
     model, processor, recipe = export.load_run(run_dir)
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    return model_card.write_card(metrics, recipe, model, processor, **values)
+    return card.write_card(metrics, recipe, model, processor, **values)
 
 
 @pytest.mark.parametrize("kind", [HEADS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in HEADS[1:])])
@@ -148,7 +149,7 @@ def sources(recipe, **changes):
     for dotted, value in changes.items():
         part, name = dotted.split("_", 1)
         setattr(getattr(recipe, part), name, value)
-    return [(one.name, one.is_licensed) for one in model_card.data_sets(recipe) if one.is_learnt]
+    return [(one.name, one.is_licensed) for one in card.data_sets(recipe) if one.is_learnt]
 
 
 def test_a_licence_goes_along_with_the_weights(licensed_run, run_dir_of, tmp_path):
@@ -160,7 +161,7 @@ def test_a_licence_goes_along_with_the_weights(licensed_run, run_dir_of, tmp_pat
     assert sources(own, model_init=str(licensed_run)) == [mine, ("unknown", True)]
     measured_only = load_recipe(tmp_path / "elsewhere.yaml", ["optim.epochs=0"])
     assert sources(measured_only) == []
-    assert model_card.licence([]) == {"license": "apache-2.0"}
+    assert card.licence([]) == {"license": "apache-2.0"}
 
 
 def test_the_published_recipe_names_no_folder_of_this_machine(licensed_run, tmp_path):
@@ -176,7 +177,7 @@ def test_the_published_recipe_names_no_folder_of_this_machine(licensed_run, tmp_
     )
     export.write_recipe(tmp_path, recipe)
     text = (tmp_path / "recipe.yaml").read_text()
-    short = model_card.recipe_text(model_card.published_recipe(recipe))
+    short = card.recipe_text(card.published_recipe(recipe))
     for written in (text, short):
         assert "alice" not in written and str(tmp_path.parent) not in written and "secret" not in written
     (tmp_path / "short.yaml").write_text(short)
@@ -190,8 +191,8 @@ def test_the_published_recipe_names_no_folder_of_this_machine(licensed_run, tmp_
 
 def test_every_card_is_valid_for_the_hub(run_dir_of, licensed_run, tmp_path):
     cards = {kind: card_of(run_dir_of(kind)) for kind in KINDS} | {"licensed": card_of(licensed_run)}
-    for name, card in cards.items():
-        (tmp_path / f"{name}.md").write_text(card)
+    for name, text in cards.items():
+        (tmp_path / f"{name}.md").write_text(text)
     with LocalHub() as hub:
         command = [sys.executable, "-c", VALIDATE, *(str(tmp_path / f"{name}.md") for name in cards)]
         subprocess.run(command, env=hub.env(tmp_path / "home"), check=True)
@@ -222,7 +223,7 @@ class Snapshots:
 
 def refusal(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as stopped:
-        export.main([*map(str, arguments)])
+        push.main([*map(str, arguments)])
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and "Traceback" not in error
     return error.splitlines()[-1]
@@ -230,20 +231,26 @@ def refusal(capsys, *arguments) -> str:
 
 def test_what_is_licensed_is_not_made_public_unasked(licensed_run, capsys, monkeypatch):
     monkeypatch.setattr(export, "check", lambda *arguments: 0.0)
-    monkeypatch.setattr(export, "HubPusher", Snapshots)
-    error = refusal(capsys, licensed_run, "--push", "--repo", "lab/emo")
+    monkeypatch.setattr(push, "check", lambda *arguments: 0.0)
+    monkeypatch.setattr(push, "HubPusher", Snapshots)
+    with pytest.raises(SystemExit):
+        push.main([str(licensed_run), "--repo", "lab/emo"])
+    assert "hub is no exported run" in capsys.readouterr().err
+    export.main([str(licensed_run)])
+    error = refusal(capsys, licensed_run, "--repo", "lab/emo")
     assert "licensed data (DFEW)" in error and "--private" in error and "--i-have-the-right-to-publish" in error
-    assert not (licensed_run / "hub").exists()
-    export.main([str(licensed_run), "--push", "--repo", "lab/emo", "--private"])
+    assert not (licensed_run.parent / "snapshots").exists()
+    push.main([str(licensed_run), "--repo", "lab/emo", "--private"])
     assert "pushed http://hub/lab/emo (private)" in capsys.readouterr().out
     (licensed_run.parent / "snapshots").rmdir()
-    export.main([str(licensed_run), "--push", "--repo", "lab/emo", "--i-have-the-right-to-publish"])
+    push.main([str(licensed_run), "--repo", "lab/emo", "--i-have-the-right-to-publish"])
     assert "pushed http://hub/lab/emo (public)" in capsys.readouterr().out
 
 
 def test_a_refused_push_leaves_the_folder(run_dir_of, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(export, "check", lambda *arguments: 0.0)
-    error = refusal(capsys, run_dir_of("EmoCLIPModel"), "--push", "--hub-dir", tmp_path / "hub", "--repo", "lab/emo")
+    export.export(run_dir_of("EmoCLIPModel"), tmp_path / "hub")
+    error = refusal(capsys, run_dir_of("EmoCLIPModel"), "--hub-dir", tmp_path / "hub", "--repo", "lab/emo")
     assert re.search(NOBODY, error) and f"the complete folder is {tmp_path / 'hub'}" in error
     assert (tmp_path / "hub" / "model.safetensors").is_file()
 
@@ -251,7 +258,8 @@ def test_a_refused_push_leaves_the_folder(run_dir_of, capsys, monkeypatch, tmp_p
 def test_snapshots_hold_the_selected_weights_and_disturb_nothing(make_recipe, tmp_path, monkeypatch):
     """With adapters and an average, which are not what a stranger loads."""
     monkeypatch.setattr(export, "check", lambda *arguments: 0.0)
-    monkeypatch.setattr(export, "HubPusher", Snapshots)
+    monkeypatch.setattr(push, "check", lambda *arguments: 0.0)
+    monkeypatch.setattr(while_training, "HubPusher", Snapshots)
     lora = "model.lora={r: 2, target_modules: [q_proj, v_proj]}"
     rates = 'optim.learning_rates={".*lora_.*": 1e-2, ".*": null}'
     overrides = [lora, rates, "optim.ema=0.5", "optim.epochs=2", "run.select_on=last"]
@@ -279,8 +287,8 @@ def test_the_card_of_a_run_with_a_typed_title_has_no_markup_of_it(run_dir_of):
     model.config.id2label = {0: "<b>happy</b>", 1: "line\n# heading"}
     recipe.title = "x\n```\n# y <script>"
     metrics = {"title": recipe.title, "history": [], "epochs": 1, "selected": {"epoch": 1}, "parameters": 1}
-    card = model_card.write_card(metrics, recipe, model, processor, "checkpoint.md")
-    body = "".join(card.split("---", 2)[2].split("```")[::2])  # in blocks of code nothing is markup
+    written = card.write_card(metrics, recipe, model, processor, "checkpoint.md")
+    body = "".join(written.split("---", 2)[2].split("```")[::2])  # in blocks of code nothing is markup
     assert "<script>" not in body and "<b>" not in body and "\n# heading" not in body and "\n# y" not in body
 
 

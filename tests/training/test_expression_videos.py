@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from modeling_emoclip import video_decoding
+from modeling_emoclip import video_reading
 from training.data import clip_lists, ferv39k, mafw
 from training.data.afew import AFEW
 from training.data.dfew import DFEW
@@ -64,7 +64,7 @@ def named(rows):
 
 def read_means(source):
     """Mean brightness of every frame."""
-    frames, _ = video_decoding.read_video(source, lambda metadata: range(metadata.total_num_frames))
+    frames, _ = video_reading.read_video(source, lambda metadata: range(metadata.total_num_frames))
     return frames.mean(axis=(1, 2, 3))
 
 
@@ -99,7 +99,7 @@ def test_official_numbers_agree():
 
 
 def test_frames_are_counted_as_they_are_read():
-    assert set(clip_lists.IMAGE_SUFFIXES) == set(video_decoding.IMAGE_SUFFIXES)
+    assert set(clip_lists.IMAGE_SUFFIXES) == set(video_reading.IMAGE_SUFFIXES)
 
 
 # Layouts.

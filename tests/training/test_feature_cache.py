@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, EmoCLIPVideoProcessor
-from modeling_emoclip.video_decoding import read_video
-from training import feature_cache
-from training.feature_cache import Views, encode_frames, tower_fingerprint
+from emoclip import EmoCLIPModel, EmoCLIPProcessor, EmoCLIPVideoProcessor
+from modeling_emoclip.video_reading import read_video
+from training.cache import feature_cache
+from training.cache.feature_cache import Views, encode_frames, tower_fingerprint
 from training.recipe import Augmentation
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ SCRIPT = """
 import json, os, sys, time
 import datasets
 from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, EmoCLIPVideoProcessor
-from training import feature_cache
+from training.cache import feature_cache
 
 clip_dir, cache_dir, paths, hang = sys.argv[1:]
 feature_cache.CLIPS_PER_SHARD = 2

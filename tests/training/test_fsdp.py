@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FSDP 2, as training/accelerate/four_nodes_fsdp.yaml asks for it, in two processes without a GPU.
+"""FSDP 2, as training/machines/four_nodes_fsdp.yaml asks for it, in two processes without a GPU.
 
 accelerate shards on GPUs only. Run as a script, which the test does in each process, this file tells it that two CPU
 processes are two GPUs; what then shards and computes is torch's own FSDP.

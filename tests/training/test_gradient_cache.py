@@ -15,12 +15,7 @@ from accelerate import Accelerator
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.multiprocessing import start_processes
 
-from modeling_emoclip import (
-    EmoCLIPForVideoClassification,
-    EmoCLIPForVideoRegression,
-    EmoCLIPModel,
-    EmoCLIPProcessor,
-)
+from emoclip import EmoCLIPForVideoClassification, EmoCLIPForVideoRegression, EmoCLIPModel, EmoCLIPProcessor
 from training.component_loss import WithComponentLoss
 from training.gradient_cache import backward_in_chunks
 
@@ -101,7 +96,7 @@ def chunks_kept(model, batch, chunk_size):
     starts = range(0, len(batch["input_ids"]), chunk_size)
     outputs = [model(**rows_of(batch | {"return_loss": None}, slice(i, i + chunk_size))) for i in starts]
     embeds = [torch.cat([output[name] for output in outputs]) for name in ("video_embeds", "text_embeds")]
-    loss = model.contrastive_loss_of(*embeds, batch["input_ids"])
+    loss = model.contrastive_loss_of(*embeds)
     loss.backward()
     return loss.detach(), gradients(model)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from training import build, export, train
+from training import build, train
 from training.data.views import cut_validation
+from training.publish import export
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -217,7 +218,7 @@ def test_the_readme_s_commands_as_they_are_written(make_folder, clip_dir, tmp_pa
     folder = make_folder(["label", "caption"])
     places = {"accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"], "python": [sys.executable]}
     here = [f"model.init={clip_dir}", f"data.cache_dir={tmp_path / 'cache'}", "optim.epochs=1", "run.num_workers=0"]
-    for name in ("training", "modeling_emoclip", "hub_cards"):
+    for name in ("training", "emoclip", "modeling_emoclip", "hub_cards"):
         (tmp_path / name).symlink_to(ROOT / name)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     for command, more in ((train_command, here), (export_command, [])):

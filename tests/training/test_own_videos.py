@@ -9,7 +9,7 @@ import data_set_trees as trees
 import datasets
 import pytest
 
-from modeling_emoclip.video_decoding import read_video
+from modeling_emoclip.video_reading import read_video
 from training.data.own_videos import OwnVideos
 
 ROWS = [

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import DatasetCard
 from local_hub import HubError, LocalHub, Reply
 
-from modeling_emoclip.video_decoding import read_video
+from modeling_emoclip.video_reading import read_video
 from training.data import publish
 
 FEW = ("--options", "{verify: false}")  # the trees are not as large as the real sets

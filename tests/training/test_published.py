@@ -2,7 +2,6 @@
 """Nothing secret is published, nothing of the user's is removed, and no weights are lost."""
 
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -13,16 +12,17 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from training import checkpoint as checkpoints
-from training import model_card, train
+from training import train
 from training.checkpoint import SELECTED, Progress, load_checkpoint, load_selected, save_checkpoint
 from training.collate import Collator
 from training.metrics.scores import metrics_of
-from training.model_card import as_text, published_recipe
 from training.optimizer import build_scheduler
 from training.predictions import Predictions
-from training.published import REMOVED, without_folders, without_secrets
+from training.publish import card
+from training.publish.card import as_text, published_recipe
+from training.publish.redaction import REMOVED, without_folders, without_secrets
+from training.publish.space import APP, is_space
 from training.recipe import OptimRecipe, Recipe
-from training.space import APP, is_space
 
 # --- what leaves the machine
 
@@ -87,21 +87,21 @@ def test_what_people_type_is_text_in_a_card():
 
 
 def test_weights_from_a_hub_repository_that_nobody_can_look_into_count_as_licensed(monkeypatch):
-    monkeypatch.setattr(model_card, "_on_hub", lambda repo_id, name: None)
+    monkeypatch.setattr(card, "_on_hub", lambda repo_id, name: None)
     recipe = Recipe()
     recipe.model.init = "someone/emoclip-trained-on-mafw"
-    assert [one.name for one in model_card.data_sets(recipe) if one.is_licensed and one.is_learnt] == ["unknown"]
+    assert [one.name for one in card.data_sets(recipe) if one.is_licensed and one.is_learnt] == ["unknown"]
     recipe.model.init = "openai/clip-vit-base-patch32"
-    assert not [one for one in model_card.data_sets(recipe) if one.is_licensed]
+    assert not [one for one in card.data_sets(recipe) if one.is_licensed]
 
 
 def test_an_emoclip_on_the_hub_without_a_recipe_counts_as_licensed(tmp_path, monkeypatch):
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "emoclip"}')
-    monkeypatch.setattr(model_card, "_on_hub", lambda repo_id, name: str(config) if name == "config.json" else None)
+    monkeypatch.setattr(card, "_on_hub", lambda repo_id, name: str(config) if name == "config.json" else None)
     recipe = Recipe()
     recipe.model.init = "someone/converted"
-    assert [one.name for one in model_card.data_sets(recipe) if one.is_licensed] == ["unknown"]
+    assert [one.name for one in card.data_sets(recipe) if one.is_licensed] == ["unknown"]
 
 
 def test_a_repository_that_names_itself_and_a_builder_that_nobody_knows(tmp_path):
@@ -111,9 +111,9 @@ def test_a_repository_that_names_itself_and_a_builder_that_nobody_knows(tmp_path
     (loop / "config.json").write_text('{"model_type": "emoclip"}')
     recipe = Recipe()
     recipe.model.init = str(loop)
-    found = {one.name: one.is_licensed for one in model_card.data_sets(recipe) if one.is_learnt}
+    found = {one.name: one.is_licensed for one in card.data_sets(recipe) if one.is_learnt}
     assert found["my_sets.Mine"] is True
-    assert model_card.base_model(recipe) is None
+    assert card.base_model(recipe) is None
 
 
 # --- nothing of the user's is removed
@@ -123,7 +123,7 @@ def test_somebody_elses_gradio_app_is_no_space_of_ours(tmp_path):
     (tmp_path / "README.md").write_text("---\nsdk: gradio\n---\n")
     (tmp_path / "app.py").write_text("import gradio\n")
     assert not is_space(tmp_path)
-    shutil.copy(APP, tmp_path / "app.py")
+    (tmp_path / "app.py").write_text(APP)
     assert is_space(tmp_path)
     (tmp_path / "my_module.py").write_text("")
     assert not is_space(tmp_path)

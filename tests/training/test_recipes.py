@@ -19,10 +19,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor
-from training import check_hub_folder, export, train
+from emoclip import EmoCLIPModel, EmoCLIPProcessor
+from training import train
 from training.data.mafw import COMPOUNDS
 from training.data.mafw import EMOTIONS as MAFW_EMOTIONS
+from training.publish import check_hub_folder, export
 from training.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import reproduce, train
-from training.calibration import calibration_error
+from training import train
+from training.compare import reproduce
+from training.compare.calibration import calibration_error
 from training.metrics.bootstrap import interval
 from training.metrics.pcc.pcc import pearson_correlation
 from training.metrics.uar.uar import unweighted_average_recall

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from data_set_trees import make_dfew
 
-from training import run_grid, train
+from training import train
+from training.compare import run_grid
 from training.metrics.over_seeds import over_rows, over_seeds, row_name
 from training.recipe import load_recipe
 

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips with fewer frames than the model reads: repeated, masked or filled up with zeros."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from emoclip import EmoCLIPVideoProcessor
+from training.cache.feature_cache import FrameEmbeds
 from training.collate import Clips, Collator
-from training.feature_cache import FrameEmbeds
+from training.recipe import DataRecipe
 
-PROCESSOR = SimpleNamespace(
-    num_frames=6, frame_sampling="segment_middle", frame_stride=1, video_limits=None, guard_decoding=False
-)
+PROCESSOR = EmoCLIPVideoProcessor(num_frames=6, frame_stride=1)
 
 
 @pytest.fixture
@@ -24,8 +22,8 @@ def frame_embeds(tmp_path):
     return FrameEmbeds([places * 30])
 
 
-def clips(frame_embeds, **options):
-    return Clips([{}] * 60, PROCESSOR, frame_embeds=frame_embeds, **options)
+def clips(frame_embeds, seed=0, **options):
+    return Clips([{}] * 60, PROCESSOR, DataRecipe(**options), frame_embeds=frame_embeds, seed=seed)
 
 
 def batch(frame_embeds, **options):
@@ -63,4 +61,4 @@ def test_clips_are_cut_to_a_length_that_depends_on_the_row_alone(frame_embeds):
 
 def test_frames_that_are_not_encoded_cannot_be_cut():
     with pytest.raises(ValueError, match=r"data\.short_clips is mask and data\.shortest None"):
-        Clips([{}], PROCESSOR, short_clips="mask")
+        Clips([{}], PROCESSOR, DataRecipe(short_clips="mask"))

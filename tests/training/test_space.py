@@ -11,19 +11,20 @@ import pytest
 import yaml
 from local_hub import LocalHub
 
-from training import export, space, train
+from training import train
+from training.publish import space
 from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "training" / "recipes" / "synthetic_emoclip.yaml"
-pytestmark = pytest.mark.skipif("gradio" not in packages_distributions(), reason='needs pip install "emoclip[demo]"')
+pytestmark = pytest.mark.skipif("gradio" not in packages_distributions(), reason='needs pip install "emoclip[app]"')
 
 
 @pytest.fixture
 def model_dir(tmp_path):
-    """A folder with the model's code, which is all that is looked at here."""
+    """A folder that stands for an exported model."""
     (tmp_path / "hub").mkdir()
-    export.copy_model_code(tmp_path / "hub")
+    (tmp_path / "hub" / "config.json").write_text("{}")
     return tmp_path / "hub"
 
 
@@ -45,8 +46,11 @@ def test_what_a_space_says_and_needs(model_dir, tmp_path, unchecked):
     assert all(version(name).partition("+")[0] == number for name, number in pinned.items())
     provided = {name for name, owners in packages_distributions().items() if {*map(canonical, owners)} & {*pinned}}
     provided |= {"gradio", "starlette", *sys.stdlib_module_names}  # starlette comes with gradio
-    for path in [tmp_path / "space" / "app.py", *(tmp_path / "space" / "model").glob("*.py")]:
-        assert imported(path) - provided <= {"training", "decord"}, path  # optional, both
+    provided |= {"emoclip", "modeling_emoclip"}  # which the folder holds
+    paths = list((tmp_path / "space").rglob("*.py"))
+    assert len(paths) > 30
+    for path in paths:
+        assert imported(path) - provided <= {"decord"}, path  # optional
 
 
 def canonical(distribution: str) -> str:
@@ -68,12 +72,12 @@ def test_nothing_half_written_is_left(model_dir, tmp_path, monkeypatch, unchecke
     assert (folder / "model.txt").read_text() == "lab/emo\n" and not (folder / "model").exists()
     assert yaml.safe_load((folder / "README.md").read_text().split("---")[1])["models"] == ["lab/emo"]
     (folder / "app.py").write_text("raise SystemExit('broken on purpose')")
-    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    old = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     monkeypatch.undo()
-    monkeypatch.setattr(space, "APP", folder / "app.py")
+    monkeypatch.setattr(space, "APP", "raise SystemExit('broken on purpose')")
     with pytest.raises(space.SpaceError, match=r"ended with exit code 1\n[^$]*broken on purpose"):
         space.write_space(folder, recipe, model_dir)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == old
     assert [path.name for path in folder.parent.iterdir()] == ["space"]
 
 
@@ -91,7 +95,7 @@ def test_what_no_space_is_made_of(model_dir, tmp_path, unchecked):
 PUSH = """
 import sys
 from pathlib import Path
-from training.hub_push import HubPusher
+from training.publish.hub import HubPusher
 
 pusher = HubPusher("lab/app", False, Path("."), "space")
 pusher.finish(Path("space"), "The app")
@@ -119,19 +123,20 @@ def test_a_space_is_pushed_as_one(model_dir, tmp_path, unchecked):
 def test_the_whole_command(make_recipe, tmp_path):
     """A run becomes a Space that holds its model, runs and is pushed; then one that downloads its model."""
     train.run(make_recipe(tmp_path / "run", "optim.epochs=1"))
-    command = [sys.executable, "training/export.py", tmp_path / "run"]
     with LocalHub() as hub:
         env = hub.env(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
 
-        def run(*arguments):
-            return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+        def run(module, *arguments):
+            command = [sys.executable, "-m", f"training.publish.{module}", *arguments]
+            return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
-        done = run("--space", tmp_path / "space", "--push", "--repo", "lab/app")
+        assert run("export", tmp_path / "run").returncode == 0
+        done = run("space", tmp_path / "run", tmp_path / "space")
         assert done.returncode == 0 and "stretches in its example" in done.stdout, done.stderr
+        assert run("push", tmp_path / "space", "--repo", "lab/app").returncode == 0
         assert {"model/model.safetensors", "app.py", "README.md"} < hub.files("lab/app", "space").keys()
-        done = run("--space", tmp_path / "named", "--space-model", "lab/emo")
+        done = run("space", tmp_path / "run", tmp_path / "named", "--model", "lab/emo")
         assert done.returncode == 1 and "the Space does not run" in done.stderr and "lab/emo" in done.stderr
         assert not (tmp_path / "named").exists()
-        assert run("--push", "--repo", "lab/emo").returncode == 0
-        assert run("--space", tmp_path / "named", "--space-model", "lab/emo").returncode == 0
-        assert not (tmp_path / "named" / "model").exists()
+        assert run("push", tmp_path / "run", "--repo", "lab/emo").returncode == 0
+        assert run("space", tmp_path / "run", tmp_path / "named", "--model", "lab/emo").returncode == 0

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPModel
 
-from training import export, train
+from training import train
+from training.publish import export, to_clip
 from training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +138,7 @@ def test_frames_and_texts_are_encoded_once_and_pixels_give_the_same_loss(make_re
 
 
 def test_another_choice_of_frames_reuses_the_encoded_ones(make_recipe, run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.feature_cache._encode", None)  # would fail if a frame were encoded again
+    monkeypatch.setattr("training.cache.feature_cache._encode", None)  # would fail if a frame were encoded again
     choice = ["model.video_processor.num_frames=4", "data.frame_sampling=segment_random"]
     train.run(make_recipe(tmp_path, *choice))
     assert (tmp_path / "metrics.json").exists()
@@ -177,7 +178,7 @@ def test_pretraining_from_random_weights_and_export_as_clip(make_recipe, tmp_pat
     overrides += ["model.config.vision_config.num_hidden_layers=1"]
     metrics = train.run(load_recipe(RECIPES / "synthetic_tiny_clip.yaml", overrides))
     assert metrics["history"][0]["loss"] > metrics["history"][1]["loss"]
-    export.main([str(tmp_path / "run"), "--as-clip", str(tmp_path / "clip")])
+    to_clip.main([str(tmp_path / "run"), str(tmp_path / "clip")])
     clip = CLIPModel.from_pretrained(tmp_path / "clip")
     assert torch.equal(clip.visual_projection.weight, weights(tmp_path / "run")["visual_projection.weight"])
     assert "component" not in " ".join(clip.state_dict())

@@ -19,8 +19,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import PILImageResampling
 
-import modeling_emoclip
-from modeling_emoclip import EmoCLIPVideoProcessor
+import emoclip
+from emoclip import EmoCLIPVideoProcessor
 from training.convert.checkpoint_file import read_checkpoint
 from training.convert.hub_folder import (
     build_model,
@@ -88,8 +88,8 @@ def convert(
     if tokenizer is not None:
         fields["class_descriptions"] = describe(fields, tokenizer)
         notes += [f"{label}: {texts[0]}" for label, texts in fields["class_descriptions"].items()]
-    config = modeling_emoclip.EmoCLIPConfig(**fields)
-    model = build_model(modeling_emoclip.EmoCLIPForPromptClassification, config, state)
+    config = emoclip.EmoCLIPConfig(**fields)
+    model = build_model(emoclip.EmoCLIPForPromptClassification, config, state)
     model.freeze_class_embeds()  # whoever loads the folder need not run the text tower
     write_hub_folder(output_dir, model, video_processor_of(model.config), tokenizer, SOURCE, notes)
     return [*notes, note]

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPModel
 
-from modeling_emoclip import EmoCLIPConfig, EmoCLIPModel, EmoCLIPVideoProcessor
+from emoclip import EmoCLIPConfig, EmoCLIPModel, EmoCLIPVideoProcessor
 from training.convert.checkpoint_file import read_checkpoint
 from training.convert.hub_folder import (
     OPENAI_CLIP,

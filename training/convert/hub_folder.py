@@ -9,11 +9,11 @@ import torch
 from huggingface_hub import ModelCardData
 from transformers import AutoTokenizer, CLIPTextConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import modeling_emoclip
-from modeling_emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
-from training import export
+import emoclip
+from emoclip import EmoCLIPConfig, EmoCLIPProcessor, EmoCLIPVideoProcessor
 from training.convert.openai_clip_keys import OPENAI_VOCAB_SIZE, end_of_text
-from training.model_card import render_card
+from training.publish import export
+from training.publish.card import render_card
 
 OPENAI_CLIP = "openai/clip-vit-base-patch32"  # every CLIP of OpenAI has the same tokenizer
 
@@ -131,7 +131,7 @@ def write_hub_folder(
 
 def write_card(model: PreTrainedModel, video_processor: EmoCLIPVideoProcessor, source: str, notes: list[str]) -> str:
     """hub_cards/converted.md, filled."""
-    contrastive = isinstance(model, modeling_emoclip.EmoCLIPModel)
+    contrastive = isinstance(model, emoclip.EmoCLIPModel)
     card_data = ModelCardData(
         language="en",
         library_name="transformers",

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 # Imported in workers only, and once in what they are forks of: it imports torch, which takes seconds.
-DECODER = "modeling_emoclip.video_decoding"
+DECODER = "modeling_emoclip.video_reading"
 PRELOADED = ["training.data.doctor", DECODER]
 # A rule of thumb for face crops, made from DFEW's, which are all 224 x 224: one size, small, and squarish, up to 5:4;
 # the frames of films are at least 4:3, and the clips of a set have many sizes.

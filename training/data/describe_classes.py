@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None):
 def _run(options: argparse.Namespace):
     labels = [label.strip() for label in options.labels]
     for label in labels:
-        # "+" is modeling_emoclip.prompts.COMPOUND_SEPARATOR; a compound is described by its parts.
+        # "+" is modeling_emoclip.label_scoring.COMPOUND_SEPARATOR; a compound is described by its parts.
         if not label or set(label) & set(",+\n") or labels.count(label) > 1:
             raise ValueError(f"--labels has {label!r}; allowed are names, each once, without ',' and '+'")
     for name, allowed in {"num_texts": range(1, 101), "seed": range(10**6)}.items():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repeated runs -> mean and standard deviation over seeds, beside a paper's number.
+"""Computes mean and standard deviation over seeds, and their difference from published scores.
 
-Rows are evaluation sets, or classes that were left out: row -> metric -> `{"seeds": {seed: mean over the folds},
-"mean": ..., "std": ...}`, and where there is a reference also `"reference"` and `"difference"`. Shares are 0..1; in
-recipes references are written in percent, as papers print them.
+Rows are evaluation sets or left-out classes: row -> metric -> `{"seeds": {seed: mean over the folds}, "mean": ...,
+"std": ...}`, with `"reference"` and `"difference"` if there is a reference. Shares are 0..1; references in recipes are
+in percent, as in the papers.
 """
 
 import re
@@ -16,12 +16,12 @@ ALL_CLASSES = "mean of classes"
 
 
 def row_name(evaluation_set: str) -> str:
-    """Sets that are folds of one, as dfew_fold1 and dfew_fold2, are averaged."""
+    """Removes the fold from a set's name; sets of one row, such as dfew_fold1 and dfew_fold2, are averaged."""
     return re.sub(r"_?fold\d+$", "", evaluation_set) or evaluation_set
 
 
 def over_seeds(means: dict[int, float | None]) -> dict:
-    """Of the seeds' means over the folds; the standard deviation (n - 1) needs two."""
+    """Computes mean and standard deviation (n - 1) of the seeds' means; the latter requires two seeds."""
     known = [value for value in means.values() if value is not None]
     return {
         "seeds": {str(seed): value for seed, value in means.items()},
@@ -31,14 +31,14 @@ def over_seeds(means: dict[int, float | None]) -> dict:
 
 
 def over_rows(rows: list[dict]) -> dict:
-    """The mean over rows, of seeds that all of them have."""
+    """Averages rows seed by seed, over the seeds that all rows have."""
     seeds = [seed for seed in rows[0]["seeds"] if all(seed in row["seeds"] for row in rows)]
     return over_seeds({seed: float(np.mean([row["seeds"][seed] for row in rows])) for seed in seeds})
 
 
 def add_reference(rows: dict[str, dict[str, dict]], reference: dict) -> None:
-    """`{uar: 58.04, war: 62.12}` belongs to the first row, or to the mean of classes; `{afew: {uar: 36.13}}` to the
-    row of its name."""
+    """Adds published scores: `{uar: 58.04, war: 62.12}` to the mean of classes or else the first row,
+    `{afew: {uar: 36.13}}` to the row of that name."""
     main_row = ALL_CLASSES if ALL_CLASSES in rows else next(iter(rows), None)
     for row, metrics in rows.items():
         own = reference.get(row, reference if row == main_row else {})
@@ -49,7 +49,7 @@ def add_reference(rows: dict[str, dict[str, dict]], reference: dict) -> None:
 
 
 def table(report: dict) -> str:
-    """For each row and metric mean +- std, the paper's number, the difference, and the seeds' numbers."""
+    """Formats mean +- std, the published score, the difference and the scores by seed for each row and metric."""
     lines = [f"{report['title']}: {report['finished']} of {report['runs']} runs are finished"]
     if source := report["reference"].get("source"):
         lines.append(f"paper: {source}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions -> the numbers of metrics.json, with 95 % bootstrap intervals. N clips, C classes, n targets."""
+"""Computes the metrics of predictions, with 95 % bootstrap intervals. N clips, C classes, n targets."""
 
 import math
 
@@ -13,15 +13,15 @@ from training.metrics.uar.uar import unweighted_average_recall
 from training.metrics.war.war import weighted_average_recall
 from training.predictions import Predictions
 
-MAIN_METRICS = ("uar", "war", "pcc", "ccc")  # what papers report of a set
+MAIN_METRICS = ("uar", "war", "pcc", "ccc")  # as reported in papers
 SHARES = ("uar", "war", "recall")  # printed in percent
 
 
 def metrics_of(predictions: Predictions) -> dict:
-    """Shares and correlations are 0..1 and -1..1; `X_interval` is `[low, high]`; what is undefined is `None`.
+    """Computes metrics: shares 0..1, correlations -1..1, `X_interval` as `[low, high]`; undefined values are `None`.
 
     Raises:
-        ValueError: the model's scores of a clip are no numbers, of which the first class would be the highest.
+        ValueError: the model's scores are not finite; argmax would then silently return the wrong class.
     """
     finite = np.isfinite(predictions.scores).all(axis=1)
     if not finite.all():
@@ -39,8 +39,8 @@ def metrics_of(predictions: Predictions) -> dict:
 
 
 def _classification(predictions: Predictions) -> dict:
-    """UAR, WAR, recall of each class that occurs, confusion matrix (rows: truth), and chance."""
-    names, references = predictions.names, predictions.references
+    """Computes UAR, WAR, recall of each class that occurs, confusion matrix (rows: truth), and chance level."""
+    names, references = predictions.names, predictions.targets
     predicted = predictions.scores.argmax(axis=1)
     confusion = confusion_matrix(references, predicted, labels=range(len(names)))
     occurring = [number for number in range(len(names)) if confusion[number].sum() > 0]
@@ -62,15 +62,15 @@ def _classification(predictions: Predictions) -> dict:
 
 
 def _retrieval(predictions: Predictions) -> dict:
-    """How often a clip finds its own caption, and a caption a clip of its own, first and among the first five; and the
-    median rank of the right one, 1 at best."""
+    """Computes recall at 1 and 5 and the median rank (at best 1) of each clip's own caption among all captions, and of
+    each caption's best own clip among all clips."""
     values: dict = {"num_captions": len(predictions.names)}
-    is_own = np.arange(len(predictions.names)) == predictions.references[:, None]  # (N, captions)
+    is_own = np.arange(len(predictions.names)) == predictions.targets[:, None]  # (N, captions)
     for name, scores, right in (
         ("video_to_text", predictions.scores, is_own),
         ("text_to_video", predictions.scores.T, is_own.T),
     ):
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)  # of several right clips the best
+        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)  # the best of several right clips
         ranks = 1 + (scores > best).sum(axis=1)
         values[name] = {f"recall_at_{most}": float((ranks <= most).mean()) for most in (1, 5)}
         values[name]["median_rank"] = float(np.median(ranks))
@@ -78,10 +78,10 @@ def _retrieval(predictions: Predictions) -> dict:
 
 
 def _regression(predictions: Predictions) -> dict:
-    """PCC, CCC, MAE and RMSE of each target, errors in its own units; the means of PCC and CCC over targets."""
-    truths, values = predictions.references.T.astype(float), predictions.scores.T.astype(float)  # (n, N)
+    """Computes PCC, CCC, MAE and RMSE of each target (errors in its own units), and the means of PCC and CCC."""
+    truths, values = predictions.targets.T.astype(float), predictions.scores.T.astype(float)  # (n, N)
     pairs = list(zip(truths, values, strict=True))
-    # All targets of a clip are drawn together.
+    # All targets of a clip are resampled together.
     sums = resampled_sums(np.concatenate([powers(*pair) for pair in pairs], axis=1), predictions.groups)
     resampled = [scores_of_powers(part) for part in np.split(sums, len(pairs), axis=1)]
     targets = {}
@@ -101,14 +101,14 @@ def _regression(predictions: Predictions) -> dict:
 
 
 def powers(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """`(N, 9)`, whose sums say all that the four scores depend on."""
+    """Returns the terms `(N, 9)` whose sums determine the four scores."""
     error = predicted - truth
-    x, y = truth - np.median(truth), predicted - np.median(predicted)  # near zero, where squares lose no digits
+    x, y = truth - np.median(truth), predicted - np.median(predicted)  # centered, so that squares keep their precision
     return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y, error, np.abs(error), error * error], axis=1)
 
 
 def scores_of_powers(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The four scores `(R,)` of sums `(R, 9)`."""
+    """Computes the four scores `(R,)` from sums `(R, 9)`."""
     mean_x, mean_y, mean_xx, mean_yy, mean_xy, offset, mae, mse = (sums[:, 1:] / sums[:, :1]).T
     var_x, var_y, covariance = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y
     constant = (var_x <= 1e-12 * mean_xx) | (var_y <= 1e-12 * mean_yy)
@@ -119,14 +119,14 @@ def scores_of_powers(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _without_nan(value):
-    """JSON has no NaN."""
+    """Replaces NaN with `None`, since JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _without_nan(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def mean_over(parts: list[dict]) -> dict[str, float | None]:
-    """The papers' number for cross-validation: of each main metric the plain mean over the folds."""
+    """Averages each main metric over the folds without weights, as the papers do for cross-validation."""
     means = {}
     for metric in MAIN_METRICS:
         if values := [part[metric] for part in parts if metric in part]:
@@ -135,21 +135,21 @@ def mean_over(parts: list[dict]) -> dict[str, float | None]:
 
 
 def number_text(metric: str, value: float | None) -> str:
-    """Shares in percent, as the papers print them."""
+    """Formats a score; shares are in percent, as in the papers."""
     if value is None:
         return "undefined"
     return f"{100 * value:.2f}" if metric in SHARES else f"{value:.3f}"
 
 
 def score_text(metric: str, metrics: dict) -> str:
-    """A number with its interval."""
+    """Formats a score with its interval."""
     bounds = metrics[f"{metric}_interval"]
     text = number_text(metric, metrics[metric])
     return text if bounds is None else f"{text} [{', '.join(number_text(metric, bound) for bound in bounds)}]"
 
 
 def table(report: dict) -> str:
-    """Main metrics of each set with their intervals, the mean over several, recalls or targets of a single one."""
+    """Formats the metrics of each set with intervals, then the mean over sets or, for one set, recalls or targets."""
     lines = [f"{report['title']} ({report['architecture']}); in brackets: 95 % bootstrap intervals"]
     for name, metrics in report["sets"].items():
         scores = [f"{key.upper()} {score_text(key, metrics)}" for key in MAIN_METRICS if key in metrics]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""claims.yaml: which runs there are, and what is compared. It says itself how it is written."""
+"""Data classes of claims.yaml, which defines the runs and comparisons; its format is documented in the file."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -18,23 +18,23 @@ FOLDER = Path(__file__).parent
 @strict
 @dataclass
 class Row:
-    """One recipe with overrides, run for every seed."""
+    """Recipe with overrides, run for every seed."""
 
     title: str
     recipe: str
-    """Name of a file of this folder."""
+    """Name of a recipe file in this folder, without extension."""
     overrides: list[str] = field(default_factory=list)
     each: list[str] = field(default_factory=list)
-    """A run for each of these overrides; their clips are taken together."""
+    """Overrides with one run each, whose clips are pooled."""
     seeds: list[int] | None = None
-    """Other ones than all rows have, as one for what is not random."""
+    """Seeds of this row instead of the common ones, for example a single one if nothing is random."""
     values: dict = field(default_factory=dict)
-    """Of `$names` in the overrides, besides the sizes."""
+    """Values of `$names` in the overrides, in addition to the sizes."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """Training run of a row."""
 
     row: str
     seed: int
@@ -43,14 +43,14 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         return "_".join([self.row, *([] if self.part is None else [f"part{self.part}"]), f"seed{self.seed}"])
 
 
 @strict
 @dataclass
 class Comparison:
-    """Two rows, each on one of its evaluation sets by one metric; see claims.yaml."""
+    """Comparison of two rows, each on one evaluation set by one metric; see claims.yaml."""
 
     than: str
     better: str | None = None
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def operands(self) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
-        """Row, evaluation set and metric of each side."""
+        """Row, evaluation set and metric of both sides."""
         first = (self.better or self.no_better, self.clips, self.metric)
         return first, (self.than, self.than_clips or self.clips, self.than_metric or self.metric)
 
@@ -78,7 +78,7 @@ class Comparison:
 @strict
 @dataclass
 class Claim:
-    """What is claimed, by whom, and the comparisons that decide about it."""
+    """Claim with its source and the comparisons that test it."""
 
     claim: str
     source: str
@@ -92,7 +92,7 @@ class Claim:
 @strict
 @dataclass
 class Tuning:
-    """Values of one setting that were tried on the validation clips; the row that is used is among them."""
+    """Settings that were compared on the validation clips, including the one that is used."""
 
     used: str
     tried: list[str]
@@ -103,7 +103,7 @@ class Tuning:
 @strict
 @dataclass
 class Curve:
-    """One method at growing shares of the training clips."""
+    """Scores of one method at increasing shares of the training clips."""
 
     title: str
     rows: list[str]
@@ -113,28 +113,28 @@ class Curve:
 @strict
 @dataclass
 class Claims:
-    """All of claims.yaml."""
+    """Content of claims.yaml."""
 
     seeds: list[int]
     margin: float
-    """A gain that is surely smaller is none."""
+    """Gains whose interval is entirely below this count as no gain."""
     sizes: dict[str, int]
     common: list[str]
     rows: dict
     sets: dict[str, str] = field(default_factory=dict)
-    """Evaluation set -> its title."""
+    """Evaluation set -> title."""
     parts: dict = field(default_factory=dict)
     """Title -> claims."""
     tuning: list = field(default_factory=list)
     curves: list = field(default_factory=list)
     shares: list[str] = field(default_factory=list)
-    """Of the clips, in the order of a curve's rows."""
+    """Shares of the training clips, in the order of a curve's rows."""
     tried: str = ""
-    """What was tuned and how, in words."""
+    """Description of what was tuned and how."""
     consequences: str = ""
-    """What was changed because of the results."""
+    """Description of changes made because of the results."""
     published: list = field(default_factory=list)
-    """The papers' numbers: title, scores by data set, source."""
+    """Published scores: title, scores by data set, source."""
     summary: dict[str, list[str]] = field(default_factory=dict)
     """`rows` and `sets` of the README's table."""
 
@@ -145,7 +145,7 @@ class Claims:
         self.curves = [Curve(**one) for one in self.curves]
 
     def runs(self) -> list[Run]:
-        """All of them: one row after the other, so that what is complete is whole."""
+        """Lists all runs, row by row, so that rows are completed one after the other."""
         return [
             Run(name, seed, part)
             for name, row in self.rows.items()
@@ -153,12 +153,12 @@ class Claims:
         ]
 
     def overrides(self, run: Run) -> list[str]:
-        """What makes the row's recipe this run; `$names` of folders stay."""
+        """Returns the overrides that turn the row's recipe into this run; `$names` of folders are not replaced."""
         row = self.rows[run.row]
         return self._filled(row, [*self.common, *row.overrides, *([] if run.part is None else [row.each[run.part]])])
 
     def differences(self, row: str) -> list[str]:
-        """The row's own overrides, in short; those of `each` as one."""
+        """Lists the row's own overrides; those of `each` are abbreviated to one entry."""
         own = self.rows[row]
         return self._filled(
             own, [*own.overrides, *([f"each of {len(own.each)}: {own.each[0]}, ..."] if own.each else [])]
@@ -168,28 +168,28 @@ class Claims:
         return [Template(text).safe_substitute(self.sizes | row.values) for text in texts]
 
     def needs(self, run: Run) -> list[Run]:
-        """Runs whose results this one starts from."""
+        """Lists the runs whose results this one starts from."""
         names = {match["named"] for text in self.overrides(run) for match in Template.pattern.finditer(text)}
         seeds = {name: row.seeds or self.seeds for name, row in self.rows.items() if name in names}
         return [Run(name, run.seed if run.seed in known else known[0]) for name, known in seeds.items()]
 
     def recipe(self, run: Run, output_dir: Path) -> Recipe:
-        """Of a run in its folder of `output_dir`."""
+        """Loads the recipe of a run, with its own folder in `output_dir`."""
         folders = {needed.row: output_dir.resolve() / needed.name for needed in self.needs(run)}
         overrides = [Template(text).substitute(folders) for text in self.overrides(run)]
         overrides += [f"run.output_dir={output_dir / run.name}", f"run.seed={run.seed}", "run.resume=true"]
         return load_recipe(self.recipe_file(run), overrides)
 
     def recipe_file(self, run: Run) -> Path:
-        """Of its row."""
+        """Returns the recipe file of the run's row."""
         return FOLDER / f"{self.rows[run.row].recipe}.yaml"
 
 
 def load_claims(path: Path = FOLDER / "claims.yaml", fast: bool = False) -> Claims:
-    """Reads it; `fast` is the small version.
+    """Reads claims.yaml; `fast` selects the small version.
 
     Raises:
-        ValueError, TypeError: a field that is unknown or of the wrong type.
+        ValueError, TypeError: a field is unknown or of the wrong type.
     """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     small = values.pop("fast", {})

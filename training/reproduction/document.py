@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/reproduction.md, from the kept records and claims.yaml alone."""
+"""Generates docs/reproduction.md from the stored records and claims.yaml alone."""
 
 from pathlib import Path
 
 import numpy as np
 
+from emoclip.files import written
 from training.data import face_vocabulary
 from training.data.synthetic_faces import SyntheticFacesConfig
 from training.metrics.over_seeds import over_seeds
-from training.predictions import whole_file
 from training.reproduction.claims import FOLDER
 from training.reproduction.numbers import NOT_RUN, Results
 from training.reproduction.pictures import draw_contact_sheet, draw_curves, draw_gains
@@ -27,23 +27,23 @@ CEILING = 0.95
 
 
 def write_document(results: Results, document: Path) -> None:
-    """The document, and its pictures in the folder beside it that has its name."""
+    """Writes the document, and its pictures to the folder of the same name beside it."""
     claims, pictures = results.claims, document.with_suffix("")
     judged = results.judge_all()
     pictures.mkdir(parents=True, exist_ok=True)
     draw_contact_sheet(pictures / "contact_sheet.jpg")
     draw_gains(pictures / "gains.png", judged, lambda one: "; ".join(comparison_text(one, claims)), claims.margin)
     draw_curves(pictures / "curves.png", results)
-    with whole_file(document) as path:
+    with written(document) as path:
         path.write_text(document_text(results, judged, pictures.name), encoding="utf-8")
 
 
 def document_text(results: Results, judged: dict, pictures: str) -> str:
-    """All of it.
+    """Returns the text of the document.
 
     Args:
-        judged: from `results.judge_all()`.
-        pictures: the folder of the pictures beside the document.
+        judged: result of `results.judge_all()`.
+        pictures: name of the folder with the pictures, beside the document.
     """
     sections = [
         (FOLDER / "head.md").read_text(encoding="utf-8").strip(),
@@ -61,19 +61,19 @@ def document_text(results: Results, judged: dict, pictures: str) -> str:
 
 
 def missing(results: Results) -> str:
-    """Rows that are not there, as after an interrupted run."""
+    """Lists incomplete rows, for example after an interruption."""
     rows = [f"`{name}`" for name in results.claims.rows if not results.is_complete(name)]
     return f"**Not run with all seeds yet:** {', '.join(rows)}; `make reproduce` goes on with them." if rows else ""
 
 
 def consequences(results: Results) -> str:
-    """What was changed because of the results."""
+    """Returns the section on changes made because of the results."""
     text = results.claims.consequences.strip()
     return f"## What follows from it\n\n{text}" if text else ""
 
 
 def part_section(part: str, judged: list, results: Results) -> str:
-    """Each claim of a part with its comparisons."""
+    """Returns a section with the claims of a part and their comparisons."""
     texts = [f"## {part}"]
     for claim, verdict, findings in judged:
         texts.append(f"### {claim.claim}")
@@ -83,7 +83,7 @@ def part_section(part: str, judged: list, results: Results) -> str:
 
 
 def curves(results: Results, folder: str) -> str:
-    """The scores at growing shares of the clips."""
+    """Returns the section with the scores at increasing shares of the training clips."""
     claims = results.claims
     rows = []
     for curve in claims.curves:
@@ -96,7 +96,7 @@ def curves(results: Results, folder: str) -> str:
 
 
 def tuning(results: Results) -> str:
-    """What was tried, and how it scored on validation clips: with the first seed, which all of it has."""
+    """Returns the section on tuning, with validation scores of the first seed, the one that all settings have."""
     rows = []
     for one in results.claims.tuning:
         for name in (one.used, *one.tried):
@@ -108,7 +108,7 @@ def tuning(results: Results) -> str:
 
 
 def rendered_set(results: Results, folder: str) -> str:
-    """The parameters of the clips, from the code that draws them, and what they look like."""
+    """Returns the section on the rendered clips: parameters taken from the rendering code, and sample pictures."""
     config, sizes, emotions = SyntheticFacesConfig(), results.claims.sizes, face_vocabulary.EMOTIONS
     text = (FOLDER / "rendered_set.md").read_text(encoding="utf-8").strip()
     text = text.format(
@@ -127,7 +127,7 @@ def rendered_set(results: Results, folder: str) -> str:
 
 
 def ceiling(results: Results) -> str:
-    """The best of all scores, which must leave room to be better."""
+    """Reports the highest of all scores and whether it is near the ceiling."""
     scores = [
         (score.value, name, clips)
         for name in results.claims.rows
@@ -143,7 +143,7 @@ def ceiling(results: Results) -> str:
 
 
 def all_rows(results: Results) -> str:
-    """Every row: what it is, its score, and where the runs come from."""
+    """Returns the section with all rows: recipe, score, and origin of the runs."""
     found = {name: records for name, records in results.records.items() if records}
     rows = []
     for name, records in found.items():

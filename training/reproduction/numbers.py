@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of runs -> scores with 95 % intervals over seeds and clips, gains, and verdicts.
+"""Computes scores with 95 % intervals over seeds and clips, gains, and verdicts from the records of runs.
 
-A score is a function of sums over the clips, so that a resample of clips is a resample of sums (metrics/bootstrap.py).
+A score is a function of sums over the clips, so resampling clips means resampling sums (metrics/bootstrap.py).
 S seeds, N clips, K sums, R resamples.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.calibration import NUM_BINS, bins_of
+from training.compare.calibration import NUM_BINS, bins_of
 from training.metrics.bootstrap import interval, resampled_sums
 from training.metrics.scores import powers, scores_of_powers
 from training.reproduction.claims import Claim, Claims, Comparison
@@ -21,14 +21,14 @@ PER_CLIP = ("clips", "groups", "labels", "truth", "predicted", "confidence", "ca
 
 @dataclass
 class Score:
-    """One metric of one row on one evaluation set."""
+    """Score of one row on one evaluation set by one metric."""
 
     metric: str
     seeds: list[int]
     clips: list[str]
     groups: list[str]
     sums: np.ndarray
-    """`(S, N, K)`: what each clip adds to the sums that the metric depends on."""
+    """`(S, N, K)`: contribution of each clip to the sums that determine the metric."""
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -46,23 +46,23 @@ class Score:
 
 @dataclass
 class Finding:
-    """What came out of a comparison; without scores if one of its rows has not been run."""
+    """Result of a comparison; without scores if one of its rows has not been run."""
 
     comparison: Comparison
     verdict: str
     first: Score | None = None
     second: Score | None = None
     gain: float | None = None
-    """Of the first over the second; for errors how much lower it is."""
+    """Gain of the first over the second; for errors, the reduction."""
     bounds: list[float] | None = None
-    """The gain's 95 % interval."""
+    """95 % interval of the gain."""
 
 
 class Results:
-    """The records of all finished runs.
+    """Scores and verdicts of all finished runs.
 
     Args:
-        records: as `runs.collect` or `records.load_kept` has them.
+        records: result of `runs.collect` or `records.load_kept`.
     """
 
     def __init__(self, claims: Claims, records: list[dict]):
@@ -70,18 +70,18 @@ class Results:
         self.records = {row: [one for one in records if one["row"] == row] for row in claims.rows}
 
     def is_complete(self, row: str) -> bool:
-        """Whether all of its runs are there."""
+        """Returns whether all runs of a row are finished."""
         return len(self.records[row]) == sum(run.row == row for run in self.claims.runs())
 
     def score(self, row: str, clips: str, metric: str = "uar") -> Score | None:
-        """`None` if the row is not complete, or has no such score, as where no temperature can be fitted."""
+        """Computes a score; `None` if the row is incomplete or has no such score, as without a fitted temperature."""
         if not self.is_complete(row):
             return None
         seeds = sorted({one["seed"] for one in self.records[row]})
         outcomes = [self._outcome(row, seed, clips) for seed in seeds]
         if not all(NEEDED.get(metric, "hits") in outcome for outcome in outcomes):
             return None
-        if metric == "changes":  # not a number for each seed, but one of all
+        if metric == "changes":  # one value over all seeds, instead of one per seed
             hits = np.stack([outcome["hits"] for outcome in outcomes])  # (S, N)
             seeds, sums = seeds[:1], _changes(hits)[None]
         else:
@@ -89,7 +89,7 @@ class Results:
         return Score(metric, seeds, outcomes[0]["clips"].tolist(), outcomes[0]["groups"].tolist(), sums)
 
     def _outcome(self, row: str, seed: int, clips: str) -> dict[str, np.ndarray]:
-        """Of one seed what is known of each clip `(N, ...)`: all parts' clips, in the order of their names."""
+        """Collects the per-clip outcomes `(N, ...)` of one seed from all parts, ordered by clip name."""
         parts = [one["sets"][clips] for one in self.records[row] if one["seed"] == seed]
         parts = [{"groups": part["clips"]} | part for part in parts]
         found = {name: np.concatenate([part[name] for part in parts]) for name in PER_CLIP if name in parts[0]}
@@ -99,7 +99,7 @@ class Results:
         return {name: values[order] for name, values in found.items()}
 
     def compare(self, comparison: Comparison, seed: int = 0) -> Finding:
-        """The gain, its interval, and what follows for the comparison."""
+        """Computes the gain of a comparison, its interval and the verdict."""
         first, second = (self.score(*operand) for operand in comparison.operands)
         if first is None or second is None:
             return Finding(comparison, NOT_RUN)
@@ -114,7 +114,7 @@ class Results:
         return Finding(comparison, self.verdict(comparison, bounds), first, second, gain, bounds)
 
     def verdict(self, comparison: Comparison, bounds: list[float] | None) -> str:
-        """Is there a gain? Yes if its interval is above 0; no if it is below `margin`; else that is undecided."""
+        """Judges the interval of a gain: above 0 is a gain, below `margin` is no gain, anything else is undecided."""
         if bounds is None:
             return UNDECIDED
         is_gain = bounds[0] > 0
@@ -123,18 +123,18 @@ class Results:
         return HOLDS if is_gain == (comparison.better is not None) else FAILS
 
     def judge(self, claim: Claim) -> tuple[str, list[Finding]]:
-        """A claim holds if all its comparisons hold, and does not if one does not."""
+        """Judges a claim: it holds if all its comparisons hold, and fails if one fails."""
         findings = [self.compare(comparison) for comparison in claim.comparisons]
         verdicts = {finding.verdict for finding in findings}
         return next(v for v in (FAILS, NOT_RUN, UNDECIDED, HOLDS) if v in verdicts), findings
 
     def judge_all(self) -> dict[str, list[tuple[Claim, str, list[Finding]]]]:
-        """Of each part its claims, with verdict and comparisons."""
+        """Judges all claims: part -> (claim, verdict, findings) of each claim."""
         return {part: [(one, *self.judge(one)) for one in claims] for part, claims in self.claims.parts.items()}
 
 
 def resampled(scores: list[Score], seed: int = 0) -> list[np.ndarray]:
-    """`(R, S)` of each: the same clips are drawn for all of them and all their seeds."""
+    """Resamples each score to `(R, S)`, with the same clips for all scores and seeds."""
     shapes = [score.sums.shape for score in scores]
     columns = [
         np.moveaxis(score.sums, 0, 1).reshape(shape[1], -1) for score, shape in zip(scores, shapes, strict=True)
@@ -149,8 +149,8 @@ def resampled(scores: list[Score], seed: int = 0) -> list[np.ndarray]:
 
 
 def over_drawn_seeds(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """`(R, S)` -> `(R,)`: the mean over S seeds drawn with replacement. So few would spread too little, by (S - 1) / S
-    in variance, which is made up for."""
+    """Averages `(R, S)` to `(R,)` over S seeds drawn with replacement, and corrects the variance of the mean, which is
+    otherwise too small by the factor (S - 1) / S."""
     num_seeds = values.shape[1]
     if num_seeds == 1:
         return values[:, 0]
@@ -161,7 +161,7 @@ def over_drawn_seeds(values: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def _gain(first: Score, second: Score, seed: int) -> tuple[float, np.ndarray]:
-    """Of the first over the second, and the resamples `(R,)`; clip by clip and seed by seed."""
+    """Computes the gain of the first over the second and its resamples `(R,)`, paired by clip and seed."""
     if first.clips != second.clips:
         raise ValueError(f"{first.metric} and {second.metric} are not of the same clips, {first.clips[:1]}...")
     if first.seeds != second.seeds and min(len(first.seeds), len(second.seeds)) > 1:
@@ -169,11 +169,11 @@ def _gain(first: Score, second: Score, seed: int) -> tuple[float, np.ndarray]:
     sign = -1 if first.metric in LOWER_IS_BETTER else 1
     values, other_values = resampled(
         [first, second], seed
-    )  # a row of a single seed is compared with each of the other
+    )  # a row with a single seed is paired with each seed of the other
     return sign * (first.value - second.value), sign * over_drawn_seeds(values - other_values, seed)
 
 
-# From here on: outcome -> (N, K), and sums (..., K) -> scores (...).
+# The functions below compute outcome -> (N, K) and sums (..., K) -> scores (...).
 
 
 def _recall_sums(outcome: dict) -> np.ndarray:
@@ -192,7 +192,7 @@ def _war(sums: np.ndarray) -> np.ndarray:
 
 
 def _changes(hits: np.ndarray) -> np.ndarray:
-    """Clips that are right for some seeds and not for others: `(S, N)` -> `(N, 2)`."""
+    """Computes the sums `(N, 2)` of the share of clips that are right for some seeds only, from hits `(S, N)`."""
     return np.stack([np.ones(hits.shape[1]), hits.any(axis=0) & ~hits.all(axis=0)], axis=1)
 
 
@@ -208,8 +208,8 @@ def _correlation_sums(outcome: dict) -> np.ndarray:
 
 
 def _correlation(name: str, sums: np.ndarray) -> np.ndarray:
-    """The mean over the targets."""
-    of_targets = sums.reshape(-1, 9)  # powers
+    """Computes a correlation, averaged over the targets."""
+    of_targets = sums.reshape(-1, 9)  # see `powers`
     return scores_of_powers(of_targets)[name].reshape(*sums.shape[:-1], -1).mean(axis=-1)
 
 

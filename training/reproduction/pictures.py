@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The document's pictures: what the clips look like, gains with their intervals, scores by share of the clips."""
+"""Pictures of the document: sample clips, gains with their intervals, scores by share of the training clips."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from emoclip.files import written
 from training.data.face_grammar import sample_clip, sample_order_pair
 from training.data.face_renderer import render_clip
 from training.data.face_vocabulary import EMOTION_NAMES, HELD_OUT_EMOTIONS
-from training.predictions import whole_file
 from training.reproduction.claims import Comparison
 from training.reproduction.numbers import FAILS, HOLDS, UNDECIDED, Finding, Results
 
 COLORS = {HOLDS: "tab:green", FAILS: "tab:red", UNDECIDED: "tab:gray"}
-ORDER_PAIR = 5  # one in which the movement is easy to see
+ORDER_PAIR = 5  # index of a pair whose movement is easy to see
 NUM_PEOPLE, NUM_FRAMES, FACE_SIZE = 8, 8, 96
 METHOD_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 
 
 def draw_contact_sheet(path: Path) -> None:
-    """The first test clips of each emotion, not chosen, in their most expressive frame; a pair of the order task."""
+    """Draws the first, unselected test clips of each emotion at their most expressive frame, and an order pair."""
     figure = Figure(figsize=(10.2, 16.4))
     rows = len(EMOTION_NAMES) + 2
     axes = figure.subplots(rows, NUM_PEOPLE, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
@@ -49,11 +49,11 @@ def _strongest_frame(spec) -> np.ndarray:
 
 
 def draw_gains(path: Path, judged: dict, name_of: Callable[[Comparison], str], margin: float) -> None:
-    """A line for each comparison: its gain, interval and verdict, under its claim.
+    """Draws the gain and interval of each comparison, grouped by claim and colored by verdict.
 
     Args:
-        judged: part -> of each claim (claim, verdict, findings).
-        name_of: what a comparison's line is called.
+        judged: part -> list of (claim, verdict, findings).
+        name_of: function that returns the label of a comparison.
         margin: see `Claims`.
     """
     num_lines = sum(1 + sum(1 + len(findings) for *_, findings in some) for some in judged.values())
@@ -100,7 +100,7 @@ def _draw_gain(axes, height: int, finding: Finding) -> None:
 
 
 def draw_curves(path: Path, results: Results) -> None:
-    """A panel for each set of test clips, a line with its interval for each method."""
+    """Draws scores by share of the training clips: a panel per test set, a line with intervals per method."""
     claims = results.claims
     sets = list(dict.fromkeys(clips for curve in claims.curves for clips in curve.clips))
     figure = Figure(figsize=(4.8 * len(sets), 3.8), layout="constrained")
@@ -134,9 +134,9 @@ def draw_curves(path: Path, results: Results) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Without the version of matplotlib, so that the same picture is the same file.
+    # No matplotlib version in the metadata, so that files are reproducible.
     form = {"format": "png", "metadata": {"Software": None}}
-    if path.suffix == ".jpg":  # for faces, whose noise would make a PNG large
+    if path.suffix == ".jpg":  # for rendered faces, whose noise makes PNG files large
         form = {"format": "jpg", "pil_kwargs": {"quality": 85}}
-    with whole_file(path) as unfinished:
+    with written(path) as unfinished:
         figure.savefig(unfinished, dpi=100, bbox_inches="tight", pad_inches=0.15, **form)

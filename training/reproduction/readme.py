@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's block of results: verdicts, our numbers, and apart from them those that the papers have published."""
+"""Results block of the README: verdicts, our scores and, separately, the published ones."""
 
 import re
 from pathlib import Path
 
-from training.predictions import whole_file
+from emoclip.files import written
 from training.reproduction.claims import Claims
 from training.reproduction.numbers import Results
 from training.reproduction.tables import markdown, row_score, score_text, title_of, verdict_table
@@ -18,17 +18,17 @@ NOT_COMPARABLE = (
 
 
 def readme_block(results: Results) -> str:
-    """What stands between the markers."""
+    """Returns the text to insert between the markers."""
     return "\n\n".join(
         [verdict_table(results.judge_all()), summary(results), NOT_COMPARABLE, published(results.claims)]
     )
 
 
 def read_block(readme: Path) -> str:
-    """What stands there now.
+    """Reads the current block.
 
     Raises:
-        ValueError: it has not exactly one pair of markers.
+        ValueError: the README does not have exactly one pair of markers.
     """
     found = BLOCK.findall(readme.read_text(encoding="utf-8"))
     if len(found) != 1:
@@ -37,19 +37,19 @@ def read_block(readme: Path) -> str:
 
 
 def write_block(readme: Path, block: str) -> None:
-    """Puts the block there.
+    """Replaces the block in the README.
 
     Raises:
         ValueError: as `read_block`.
     """
     read_block(readme)
     text = BLOCK.sub(lambda _: f"{BEGIN}\n{block}\n{END}", readme.read_text(encoding="utf-8"))
-    with whole_file(readme) as path:
+    with written(readme) as path:
         path.write_text(text, encoding="utf-8")
 
 
 def summary(results: Results) -> str:
-    """Our numbers: a line for each row that claims.yaml names for it."""
+    """Returns the table of our scores, for the rows that claims.yaml selects."""
     claims = results.claims
     sets = claims.summary["sets"]
     head = [f"UAR, mean of {len(claims.seeds)} seeds [95 % interval]"]
@@ -62,7 +62,7 @@ def summary(results: Results) -> str:
 
 
 def published(claims: Claims) -> str:
-    """The papers' numbers."""
+    """Returns the table of the published scores."""
     sets = list(dict.fromkeys(name for one in claims.published for name in one["scores"]))
     rows = [[one["title"], *(one["scores"].get(name, "") for name in sets), one["source"]] for one in claims.published]
     return markdown(["", *sets, "source"], rows)

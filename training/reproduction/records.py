@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of runs in one file that is kept in the repository: all that the document's numbers are made from.
+"""Stores the records of runs in one file of the repository, from which the document's numbers are computed.
 
-What is the same for many runs, as the clips of a test set and their labels, is there once; what came out for a clip is
-kept where it is compared.
+Data common to many runs, such as the clips of a test set and their labels, are stored once; per-clip outcomes are
+stored only where they are compared.
 """
 
 import json
 from pathlib import Path
 
-from training.predictions import whole_file
+from emoclip.files import written
 from training.reproduction.claims import Claims, Comparison
 from training.reproduction.numbers import NEEDED
 
@@ -17,17 +17,17 @@ OF_SCORES = ("confidence", "calibrated_confidence")
 
 
 def keep(records: list[dict], claims: Claims, path: Path) -> None:
-    """Writes the file; a line for each run, so that one can see what has changed."""
+    """Writes the file, with one line per run, so that diffs are readable."""
     wanted = used_scores(claims)
     shared: list[dict] = []
     lines = [json.dumps(_shortened(record, wanted, shared)) for record in records]
     shared_text, runs_text = ",\n".join(json.dumps(one) for one in shared), ",\n".join(lines)
-    with whole_file(path) as unfinished:
+    with written(path) as unfinished:
         unfinished.write_text(f'{{"shared": [\n{shared_text}\n], "runs": [\n{runs_text}\n]}}\n', encoding="utf-8")
 
 
 def load_kept(path: Path) -> list[dict]:
-    """What `keep` was given, but for what no comparison needs."""
+    """Loads the records written by `keep`, without outcomes that no comparison needs."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     for record in kept["runs"]:
         record["sets"] = {
@@ -37,7 +37,7 @@ def load_kept(path: Path) -> list[dict]:
 
 
 def used_scores(claims: Claims) -> set[tuple[str, str, str]]:
-    """Row, evaluation set and metric of all that the document shows."""
+    """Lists (row, evaluation set, metric) of every score in the document."""
     used = set()
     comparisons: list[Comparison] = [
         one for part in claims.parts.values() for claim in part for one in claim.comparisons

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of claims.yaml: what is missing is run, and of each a record is kept that everything else is made from.
+"""Executes the runs of claims.yaml that are missing, and writes a record of each, the source of all later results.
 
-A record says which recipe, seed and commit, when and how long, and for each evaluation set what came out for every
-clip: without that, two methods could not be compared clip by clip.
+A record contains recipe, seed, commit, date, duration and the outcome for every clip of each evaluation set, so that
+two methods can be compared clip by clip.
 """
 
 import json
@@ -18,12 +18,12 @@ import pandas as pd
 from safetensors import safe_open
 from sklearn.utils.extmath import softmax
 
+from emoclip.files import written
 from training import train
-from training.calibration import fit_temperature
 from training.checkpoint import check_output_dir
-from training.predictions import whole_file
+from training.compare.calibration import fit_temperature
+from training.compare.run_grid import lock
 from training.reproduction.claims import FOLDER, Claims, Run
-from training.run_grid import lock
 
 ROOT = FOLDER.parents[1]
 RECORD = "record.json"
@@ -31,13 +31,13 @@ CALIBRATED_ON = "validation"
 
 
 def run_missing(claims: Claims, output_dir: Path, runs: list[Run]) -> None:
-    """Runs what has no record, in the order of the runs, but after what it starts from.
+    """Executes the runs without a record, in order, but each after the runs it depends on.
 
-    Several processes that do this at once share the runs among themselves.
+    Several processes can call this concurrently and share the runs.
 
     Raises:
-        FileExistsError: a run's folder holds that of another recipe.
-        SystemExit: 130 after Ctrl-C, 143 after SIGTERM; the same command goes on from there.
+        FileExistsError: the folder of a run contains a run of another recipe.
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM; the same command continues from there.
     """
     for run in runs:
         check_done(claims, run, output_dir)
@@ -59,12 +59,12 @@ def run_missing(claims: Claims, output_dir: Path, runs: list[Run]) -> None:
                     print(f"run {number} of {len(runs)}: {claims.rows[run.row].title}, {run.name}", flush=True)
                     run_one(claims, run, output_dir)
         if len(later) == len(waiting):
-            time.sleep(1)  # others are at work on what is left
+            time.sleep(1)  # other processes execute the remaining runs
         waiting = later
 
 
 def check_done(claims: Claims, run: Run, output_dir: Path) -> None:
-    """Raises a FileExistsError if the run's folder holds one of other settings, which would be taken for it."""
+    """Raises a FileExistsError if the run's folder contains a run with other settings."""
     record = output_dir / run.name / RECORD
     if not record.exists():
         check_output_dir(claims.recipe(run, output_dir))
@@ -98,12 +98,12 @@ def run_one(claims: Claims, run: Run, output_dir: Path) -> None:
         "epoch": history[losses.index(min(losses))]["epoch"] if history and None not in losses else None,
         "sets": {name: outcome(folder, name, scores, scale) for name, scores in metrics["final"].items()},
     }
-    with whole_file(folder / RECORD) as path:
+    with written(folder / RECORD) as path:
         path.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def commit() -> str:
-    """The one that is checked out, with a + if tracked files differ from it; "unknown" outside a git repository."""
+    """Returns the current commit, with a + if tracked files are modified; "unknown" outside a git repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -116,7 +116,7 @@ def commit() -> str:
 
 
 def outcome(folder: Path, name: str, metrics: dict, scale: float) -> dict:
-    """Of one evaluation set: its scores, its clips, and what came out for each of them."""
+    """Collects the scores, the clips and the per-clip outcomes of one evaluation set."""
     table = pd.read_csv(folder / f"predictions_{name}.csv", dtype={"clip_id": str, "group": str})
     found = {"num_clips": len(table), "clips": table["clip_id"].tolist()}
     if table["group"].duplicated().any():
@@ -137,7 +137,7 @@ def outcome(folder: Path, name: str, metrics: dict, scale: float) -> dict:
 
 
 def confidence(folder: Path, table: pd.DataFrame, names: list[str], scale: float) -> dict:
-    """How sure the model is of what it says, before and after a temperature was fitted on the validation clips."""
+    """Computes the top scores before and after temperature scaling, fitted on the validation clips."""
     validation = folder / f"predictions_{CALIBRATED_ON}.csv"
     columns = [f"score_{name}" for name in names]
     fitted_on = pd.read_csv(validation) if validation.exists() else pd.DataFrame()
@@ -146,7 +146,7 @@ def confidence(folder: Path, table: pd.DataFrame, names: list[str], scale: float
     references = np.array([names.index(label) for label in fitted_on["label"]])
     try:
         temperature = fit_temperature(fitted_on[columns].to_numpy() * scale, references)
-    except ValueError:  # all right, or no better than chance: there is none
+    except ValueError:  # no temperature can be fitted: all right, or no better than chance
         return {}
     logits = table[columns].to_numpy() * scale
     return {
@@ -157,7 +157,7 @@ def confidence(folder: Path, table: pd.DataFrame, names: list[str], scale: float
 
 
 def logit_scale(folder: Path, architecture: str) -> float:
-    """What predictions are to be multiplied with: of a model of any words they are cosines, else logits already."""
+    """Returns the factor from predictions to logits: an EmoCLIPModel predicts cosines, the others predict logits."""
     if architecture != "EmoCLIPModel":
         return 1.0
     with safe_open(folder / "model.safetensors", "np") as weights:
@@ -165,6 +165,6 @@ def logit_scale(folder: Path, architecture: str) -> float:
 
 
 def collect(claims: Claims, output_dir: Path) -> list[dict]:
-    """The records of all finished runs, in the order of claims.yaml."""
+    """Loads the records of all finished runs, in the order of claims.yaml."""
     files = [output_dir / run.name / RECORD for run in claims.runs()]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores, gains and comparisons as words and tables of Markdown."""
+"""Formats scores, gains and comparisons as text and Markdown tables."""
 
 import re
 
@@ -11,10 +11,10 @@ METRIC_NAMES = {"ece": "ECE", "ece_calibrated": "ECE with temperature", "changes
 
 
 def verdict_table(judged: dict) -> str:
-    """A line for each claim.
+    """Formats the verdicts as a table, one line per claim.
 
     Args:
-        judged: from `Results.judge_all`.
+        judged: result of `Results.judge_all`.
     """
     rows = []
     for part, some in judged.items():
@@ -27,7 +27,7 @@ def verdict_table(judged: dict) -> str:
 
 
 def finding_table(findings: list[Finding], claims: Claims) -> str:
-    """A line for each comparison of a claim."""
+    """Formats the comparisons of a claim as a table, one line each."""
     rows = []
     for finding in findings:
         comparison = finding.comparison
@@ -39,7 +39,7 @@ def finding_table(findings: list[Finding], claims: Claims) -> str:
 
 
 def comparison_text(comparison: Comparison, claims: Claims) -> tuple[str, str]:
-    """What is better than what; on which clips and by which score, if it is not UAR."""
+    """Returns the names of the compared rows, and the evaluation sets with the metrics, unless these are UAR."""
     (first, clips, metric), (second, other_clips, other_metric) = comparison.operands
     sign = ">" if comparison.better else "not >"
     names = " ".join(dict.fromkeys([claims.rows[first].title, sign, claims.rows[second].title]))
@@ -54,18 +54,18 @@ def comparison_text(comparison: Comparison, claims: Claims) -> tuple[str, str]:
 
 
 def title_of(row: str, clips: str, claims: Claims) -> str:
-    """Of an evaluation set of a row."""
+    """Returns the title of an evaluation set of a row."""
     return claims.sets.get(f"{claims.rows[row].recipe}/{clips}") or claims.sets.get(clips, clips)
 
 
 def row_score(results: Results, row: str, clips: str, metric: str = "uar") -> Score | None:
-    """`None` also if the row's recipe has no such set."""
+    """Returns the row's score; `None` if there is none, or the recipe has no such evaluation set."""
     records = results.records[row]
     return results.score(row, clips, metric) if records and clips in records[0]["sets"] else None
 
 
 def score_text(score: Score | None) -> str:
-    """With its interval."""
+    """Formats a score with its interval."""
     if score is None:
         return ""
     bounds = score.interval
@@ -74,7 +74,7 @@ def score_text(score: Score | None) -> str:
 
 
 def gain_text(finding: Finding) -> str:
-    """With its interval and signs."""
+    """Formats a gain with its interval and signs."""
     if finding.first is None:
         return NOT_RUN
     metric = finding.first.metric
@@ -83,12 +83,12 @@ def gain_text(finding: Finding) -> str:
 
 
 def number(metric: str, value: float, sign: str = "") -> str:
-    """Percent, but for correlations; zero has no sign."""
+    """Formats a value in percent, except for correlations; zero has no sign."""
     text = f"{value:{sign}.3f}" if metric in CORRELATIONS else f"{100 * value:{sign}.1f}"
     return re.sub(r"^[+-](0\.0+)$", r"\1", text)
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
+    """Formats a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Space's page: a table in, the number out. `evaluate`'s own widget needs gradio 3, which numpy 2 left behind."""
+"""Gradio app of the metric's Space. `evaluate`'s own widget needs gradio 3, which does not work with numpy 2."""
 
 import gradio
 from ccc import CCC

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Concordance correlation coefficient (Lin, 1989) between predicted and true values, -1..1: like Pearson's, but an
-error of scale or offset counts as well.
+"""Concordance correlation coefficient (Lin, 1989) between predicted and true values, -1..1: like Pearson's
+correlation, but sensitive to errors of scale and offset.
 
-Use as `evaluate.load("training/metrics/ccc")`, or the function itself.
+Use `evaluate.load("training/metrics/ccc")`, or call the function directly.
 """
 
 import datasets
@@ -11,8 +11,8 @@ import numpy as np
 
 
 def concordance_correlation(references, predictions) -> float:
-    """Of two sequences of numbers; moments are divided by N. NaN if there are none, or both are one and the same
-    constant: it is then undefined."""
+    """Computes the CCC of two sequences of numbers, with moments divided by N. Returns NaN, since it is undefined, if
+    they are empty or both are the same constant."""
     references, predictions = np.asarray(references, float), np.asarray(predictions, float)
     if references.shape != predictions.shape or references.ndim != 1:
         raise ValueError(f"references have shape {references.shape} and predictions {predictions.shape}")

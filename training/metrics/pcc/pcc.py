@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pearson's correlation coefficient between predicted and true values, -1..1: whether they rise and fall together,
-whatever their scale.
+"""Pearson's correlation coefficient between predicted and true values, -1..1: a measure of their linear relation,
+independent of scale and offset.
 
-Use as `evaluate.load("training/metrics/pcc")`, or the function itself.
+Use `evaluate.load("training/metrics/pcc")`, or call the function directly.
 """
 
 import datasets
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def pearson_correlation(references, predictions) -> float:
-    """Of two sequences of numbers; NaN, since it is undefined, if there are fewer than two, or one is constant."""
+    """Computes the PCC of two sequences of numbers; NaN (undefined) if they have fewer than two or one is constant."""
     references, predictions = np.asarray(references, float), np.asarray(predictions, float)
     if references.shape != predictions.shape or references.ndim != 1:
         raise ValueError(f"references have shape {references.shape} and predictions {predictions.shape}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unweighted average recall: the mean over the classes of the share of their clips that were found (macro recall,
-balanced accuracy). Every class counts the same, however rare it is.
+"""Unweighted average recall: the mean recall over the classes (macro recall, balanced accuracy). Every class has the
+same weight, even if it is rare.
 
-Use as `evaluate.load("training/metrics/uar")`, or the function itself.
+Use `evaluate.load("training/metrics/uar")`, or call the function directly.
 """
 
 import datasets
@@ -12,7 +12,7 @@ from sklearn.metrics import recall_score
 
 
 def unweighted_average_recall(references, predictions) -> float:
-    """Mean recall, 0..1, over the classes that occur in `references`; both are sequences of class numbers."""
+    """Computes the mean recall, 0..1, of the classes in `references`; both are sequences of class numbers."""
     references = np.asarray(references)
     if references.size == 0:
         raise ValueError("UAR of no references is not defined")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted average recall: the share of all clips that were found (accuracy). Every clip counts the same.
+"""Weighted average recall: the share of correctly classified clips (accuracy). Every clip has the same weight.
 
-Use as `evaluate.load("training/metrics/war")`, or the function itself.
+Use `evaluate.load("training/metrics/war")`, or call the function directly.
 """
 
 import datasets
@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score
 
 
 def weighted_average_recall(references, predictions) -> float:
-    """Share of right predictions, 0..1; both are sequences of class numbers."""
+    """Computes the share of correct predictions, 0..1; both are sequences of class numbers."""
     references = np.asarray(references)
     if references.size == 0:
         raise ValueError("WAR of no references is not defined")

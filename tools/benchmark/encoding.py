@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Part 1: encoding frames, against the originals' way and against what the processor can do at all."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cosine_similarity
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from tqdm.auto import tqdm
+
+from emoclip import EmoCLIPModel, EmoCLIPProcessor
+from emoclip.frame_encoder import FrameEncoder, fast_dtype
+from tools.benchmark.measuring import (
+    LABELS,
+    Line,
+    Sizes,
+    in_turns,
+    make_model,
+    make_pipe,
+    operations,
+    product,
+    random_frames,
+)
+from training.data.face_grammar import sample_clip
+from training.data.face_renderer import render_clip
+from training.data.face_vocabulary import EMOTION_NAMES
+
+PART = "1 encoding"
+TINY_CLIP = Path(__file__).parents[2] / "examples" / "tiny_clip"
+NO_BFLOAT16 = "this processor has no bfloat16 instructions"
+PRODUCTS = {
+    torch.ops.aten.addmm,
+    torch.ops.aten.convolution,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+}
+
+
+class RoundedToBfloat16(TorchDispatchMode):
+    """bfloat16 on a processor that has none: operations in float32, what they take and give rounded, as others do it.
+
+    All of them, or with `products_alone` those that torch.autocast would do so; the sums between layers stay exact.
+    """
+
+    def __init__(self, products_alone: bool = False):
+        super().__init__()
+        self.products_alone = products_alone
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.products_alone and function.overloadpacket not in PRODUCTS:
+            return function(*args, **kwargs)
+        return tree_map(rounded, function(*tree_map(rounded, args), **tree_map(rounded, kwargs)))
+
+
+def rounded(value):
+    is_float = isinstance(value, torch.Tensor) and value.dtype is torch.float32
+    return value.bfloat16().float() if is_float else value
+
+
+def encoding_lines(sizes: Sizes) -> tuple[list[Line], dict]:
+    """The lines, and the machine's peaks in floating point operations a second."""
+    pipe, int8 = make_pipe(sizes), make_pipe(sizes, int8=True)
+    fast = fast_dtype(pipe.model)
+    pixels = random_frames(sizes, sizes.num_clips * sizes.num_frames)
+    clips = pixels.unflatten(0, (sizes.num_clips, sizes.num_frames))
+    texts = pipe._sanitize_parameters(candidate_labels=LABELS)[1]
+    plain = FrameEncoder(pipe.model, torch.float32)
+    products = {name: product(getattr(torch, name), sizes.product) for name in peak_types(fast)}
+    ways = {
+        "originals": originals_way(sizes, pipe, clips),
+        "ours": lambda: pipe.forward({"pixel_values_videos": clips}, **texts),
+        "int8": lambda: int8.forward({"pixel_values_videos": clips}, **texts),
+        "float32": lambda: plain(pixels),
+        **{f"peak {name}": run for name, (run, _) in products.items()},
+    }
+    seconds = in_turns(ways, sizes.rounds, "encoding")
+    peaks = {name: products[name][1] / seconds[f"peak {name}"] for name in products}
+    work = operations(lambda: pipe.model.vision_model(pixel_values=pixels[:1])) * len(pixels)
+    lines = [*speed_lines(seconds, peaks, work, fast), *accuracy_lines(sizes, fast)]
+    return lines, peaks
+
+
+def peak_types(fast: torch.dtype) -> list[str]:
+    # Where the processor has no instructions for it, a product takes minutes, and nothing here uses it.
+    return ["float32", "bfloat16"] if fast is torch.bfloat16 else ["float32"]
+
+
+def originals_way(sizes: Sizes, pipe, clips: torch.Tensor):
+    """float32, attention written out, all frames in one batch, the class texts in every call, padded to 77."""
+    model = make_model(sizes, "eager")
+    texts = [f"an expression of {label}." for label in LABELS]
+    tokens = pipe.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt")
+    return torch.no_grad()(lambda: model(pixel_values_videos=clips, **tokens))
+
+
+def speed_lines(seconds: dict, peaks: dict, work: float, fast: torch.dtype) -> list[Line]:
+    ours, has_bfloat16 = seconds["ours"], fast is torch.bfloat16
+    against_bfloat16 = ours / (work / peaks["bfloat16"]) if has_bfloat16 else None
+    missing = "" if has_bfloat16 else NO_BFLOAT16
+    return [
+        Line(PART, "originals' time / ours", seconds["originals"] / ours, least=6, note=missing),
+        Line(PART, "ours / bfloat16 ceiling", against_bfloat16, most=1.25, note=missing),
+        Line(PART, "float32 / float32 ceiling", seconds["float32"] / (work / peaks["float32"]), most=1.25),
+        Line(PART, "originals' time / int8", seconds["originals"] / seconds["int8"], note="an option, int8=True"),
+    ]
+
+
+@torch.no_grad()
+def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
+    """How near bfloat16 and int8 are to float32: random weights of the real size, and answers of a trained CLIP."""
+    how = "" if fast is torch.bfloat16 else "emulated: float32, each result rounded"
+    model, frames = make_model(sizes), random_frames(sizes, 8)
+    exact = FrameEncoder(model)(frames)
+    lines = [
+        Line(
+            PART,
+            "least cosine, bfloat16 and float32",
+            least_cosine(exact, in_bfloat16(model, frames, fast)),
+            "",
+            0.999,
+        ),
+        Line(PART, "least cosine, int8 and float32", least_cosine(exact, FrameEncoder(model, int8=True)(frames)), ""),
+    ]
+    lines[0].note = how
+    model = EmoCLIPModel.from_clip(str(TINY_CLIP), temporal_num_layers=0)
+    faces, class_embeds = faces_and_classes(sizes, model)
+    exact = answers(FrameEncoder(model)(faces), class_embeds)
+    for name, embeds, note in (
+        ("bfloat16", in_bfloat16(model, faces, fast), how),
+        ("bfloat16 in products alone", in_emulation(model, faces, products_alone=True), "tried; emulated"),
+        ("int8", FrameEncoder(model, int8=True)(faces), ""),
+    ):
+        share = float((answers(embeds, class_embeds) == exact).float().mean()) * 100
+        note = f"{sizes.faces} rendered clips, trained tiny CLIP{'; ' * bool(note)}{note}"
+        lines.append(
+            Line(PART, f"same answer, {name} and float32", share, "%", 99.9 if name == "bfloat16" else None, note=note)
+        )
+    return lines
+
+
+def in_bfloat16(model, frames: torch.Tensor, fast: torch.dtype) -> torch.Tensor:
+    if fast is torch.bfloat16:
+        return FrameEncoder(model, torch.bfloat16)(frames)
+    return in_emulation(model, frames)
+
+
+def in_emulation(model, frames: torch.Tensor, products_alone: bool = False) -> torch.Tensor:
+    with RoundedToBfloat16(products_alone):
+        pooled = [model.vision_model(part).pooler_output for part in frames.split(256)]
+    return model.visual_projection(torch.cat(pooled))
+
+
+def faces_and_classes(sizes: Sizes, model) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two frames of each rendered clip, `(2 x clips, 3, H, W)`, and the embeddings of the emotions' names `(C, D)`."""
+    processor = EmoCLIPProcessor.from_clip(str(TINY_CLIP), num_frames=2)
+    clips = [render_clip(sample_clip(0, "test", number), num_frames=2) for number in tqdm(range(sizes.faces), "faces")]
+    pixels = processor(videos=list(np.stack(clips)), return_tensors="pt").pixel_values_videos
+    texts = processor(text=[f"a {name} face" for name in EMOTION_NAMES], return_tensors="pt")
+    return pixels.flatten(0, 1), model.get_text_features(**texts).pooler_output
+
+
+def answers(frame_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
+    video_embeds = frame_embeds.unflatten(0, (-1, 2)).mean(dim=1)
+    return cosine_similarity(video_embeds[:, None], class_embeds[None], dim=-1).argmax(dim=1)
+
+
+def least_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(cosine_similarity(one, other).min())
