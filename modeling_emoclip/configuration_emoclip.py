@@ -39,17 +39,15 @@ class EmoCLIPConfig(PreTrainedConfig):
         temporal_layer_norm_eps (`float`, defaults to 1e-5).
         class_descriptions (`dict[str, list[str]]`, *optional*): label -> texts that stand for it. The pipeline uses
             them for labels that are given by name only.
-        label_temperatures (`list[dict]`, *optional*): one entry for each calibrated label set, with sorted `labels`,
-            the `temperature` that divides their logits before the softmax, and how it was fitted (`ece_before`,
-            `ece_after`, `data`). The pipeline applies it to exactly these labels, in any order, given by name.
+        label_temperatures (`list[dict]`, *optional*): for each calibrated label set its sorted `labels`, the
+            `temperature` that divides their logits, and how it was fitted (`ece_before`, `ece_after`, `data`).
 
         prompt_num_context_tokens (`int`, defaults to 8): learnable tokens beside each class text.
         prompt_class_specific_contexts (`bool`, defaults to `True`): contexts for each class, or one set for all.
-        prompt_class_position (`str`, defaults to `"end"`): where the class text stands relative to the contexts:
-            `"end"`, `"front"`, or `"middle"`, half of the contexts (rounded down) before it and the others after it.
+        prompt_class_position (`str`, defaults to `"end"`): place of the class text among the contexts: `"end"`,
+            `"front"`, or `"middle"`, with half of them (rounded down) before it.
         prompt_logit_scale (`float`, *optional*, defaults to 100): fixed scale of the cosine; `None` learns it.
-        prompt_class_embeds_frozen (`bool`, defaults to `False`): the checkpoint holds the class embeddings, and
-            evaluation does not run the text tower. Set by `freeze_class_embeds()` of the model.
+        prompt_class_embeds_frozen (`bool`, defaults to `False`): set by `freeze_class_embeds()` of the model.
         class_input_ids (`list[list[int]]`, *optional*): token ids of each class's text, without start and end token,
             in the order of `id2label`. With them no tokenizer is needed.
         class_weights (`list[float]`, *optional*): weight of each class in the cross-entropy, in the same order.
@@ -113,8 +111,8 @@ class EmoCLIPConfig(PreTrainedConfig):
         if self.runs_installed_code:
             kwargs.pop("custom_pipelines", None)
         kwargs.pop("same_text_positives", None)  # of checkpoints before 0.1; it only ever changed training
-        # transformers keeps unknown fields as attributes that are never read. Fields meant for this configuration are
-        # refused: they are misspelt, or of a newer version that computes something else.
+        # transformers keeps unknown fields, and nothing reads them. Those meant for this configuration are refused:
+        # they are misspelt, or of a newer version that computes something else.
         known = list(type(self).__dataclass_fields__)
         for name in set(kwargs) - set(known):
             if name.startswith(OWN_PREFIXES) or get_close_matches(name, known, n=1, cutoff=0.85):
@@ -128,10 +126,7 @@ class EmoCLIPConfig(PreTrainedConfig):
 
     @classmethod
     def from_clip_config(cls, clip_config: CLIPConfig, **overrides) -> "EmoCLIPConfig":
-        """Returns a configuration with the towers, projection and scale of `clip_config`; `overrides` win.
-
-        With `contrastive_loss="sigmoid"` the scale is not CLIP's: see `EmoCLIPModel.from_clip`.
-        """
+        """Returns a configuration with the towers, projection and scale of CLIP's, where `overrides` win."""
         from_clip = {
             "vision_config": clip_config.vision_config.to_dict(),
             "text_config": clip_config.text_config.to_dict(),
@@ -146,19 +141,16 @@ class EmoCLIPConfig(PreTrainedConfig):
         return cls(**(from_clip | overrides))
 
     def validate_architecture(self):
-        """Checks, as part of `@strict`, that every size can be built and every label has texts."""
-        smallest = {
-            "projection_dim": 1,
-            "temporal_num_layers": 0,
-            "temporal_num_heads": 1,
-            "temporal_head_dim": 1,
-            "temporal_intermediate_size": 1,
-            "temporal_max_frames": 1,
-            "prompt_num_context_tokens": 0,
-        }
-        for field, least in smallest.items():
+        """Checks, as part of `@strict`, that every size can be built, the loss exists, and every label has texts."""
+        sizes = "projection_dim temporal_num_heads temporal_head_dim temporal_intermediate_size temporal_max_frames"
+        for field in [*sizes.split(), "temporal_num_layers", "prompt_num_context_tokens"]:
+            least = 0 if field in ("temporal_num_layers", "prompt_num_context_tokens") else 1
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}, but must be at least {least}")
+        if self.contrastive_loss not in LOGIT_SCALES:
+            raise ValueError(
+                f"contrastive_loss is {self.contrastive_loss!r}, but must be one of {tuple(LOGIT_SCALES)}"
+            )
         for label, texts in (self.class_descriptions or {}).items():
             if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) and t for t in texts):
                 raise ValueError(f"class_descriptions[{label!r}] is {texts!r}, but must be a list of non-empty texts")
@@ -172,24 +164,15 @@ class EmoCLIPConfig(PreTrainedConfig):
             are_texts = isinstance(labels, list) and all(isinstance(label, str) and label for label in labels)
             if not labels or not are_texts or labels != sorted(set(labels)):
                 raise ValueError(
-                    f"label_temperatures[{index}] has the labels {labels!r}, but must have a sorted list of distinct, "
-                    "non-empty texts"
+                    f"label_temperatures[{index}] has the labels {labels!r}, but must have sorted, distinct texts"
                 )
             if not _is_number(temperature) or temperature <= 0:
                 raise ValueError(
-                    f"label_temperatures[{index}] has the temperature {temperature!r}, but must have a number greater "
-                    "than 0"
+                    f"label_temperatures[{index}] has the temperature {temperature!r}, but must be above 0"
                 )
             if tuple(labels) in known:
                 raise ValueError(f"label_temperatures has the labels {labels} more than once")
             known.add(tuple(labels))
-
-    def validate_contrastive_loss(self):
-        """Checks, as part of `@strict`, that the loss exists."""
-        if self.contrastive_loss not in LOGIT_SCALES:
-            raise ValueError(
-                f"contrastive_loss is {self.contrastive_loss!r}, but must be one of {tuple(LOGIT_SCALES)}"
-            )
 
     def validate_prompt(self):
         """Checks, as part of `@strict`, that class texts fit the labels and, with contexts, the text tower."""
@@ -224,9 +207,8 @@ class EmoCLIPConfig(PreTrainedConfig):
                 raise ValueError(f"class_weights is {self.class_weights}, but must hold numbers greater than 0")
         if self.target_names is not None:
             self._check_one_per_label("target_names")
-            if len(set(self.target_names)) < len(self.target_names) or not all(
-                isinstance(name, str) and name for name in self.target_names
-            ):
+            are_texts = all(isinstance(name, str) and name for name in self.target_names)
+            if len(set(self.target_names)) < len(self.target_names) or not are_texts:
                 raise ValueError(f"target_names is {self.target_names}, but must hold distinct, non-empty texts")
         for index, bounds in enumerate(self.target_ranges or []):
             self._check_one_per_label("target_ranges")

@@ -28,16 +28,10 @@ def strided_window(
     start: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Returns `num_frames` frames that are `stride` apart (EmoCLIP, arXiv 2310.16640).
+    """Returns frames that are `stride` apart, from `start`, drawn by `rng`, or centred (EmoCLIP, arXiv 2310.16640).
 
     A clip that is too short for the window gives the middles of `num_frames` segments, which is a smaller stride.
     EmoCLIP's released code runs backwards from the end there; here time always runs forwards.
-
-    Args:
-        start: first frame of the window; by default `rng` draws it, or without one the window is centred.
-
-    Raises:
-        ValueError: a number below 1, or a `start` outside the clip.
     """
     check_counts(total_num_frames=total_num_frames, num_frames=num_frames, stride=stride)
     if start is not None and not 0 <= start < total_num_frames:
@@ -69,15 +63,7 @@ def sample_frames(
     stride: int = 1,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Returns the frames that one of `STRATEGIES` chooses.
-
-    Args:
-        stride: distance of neighbouring frames in a strided window.
-        rng: required by `RANDOM_STRATEGIES`, ignored by the others.
-
-    Raises:
-        ValueError: an unknown strategy, a random one without `rng`, or a number below 1.
-    """
+    """Returns the frames that one of `STRATEGIES` chooses; random ones require `rng`, the others ignore it."""
     check_strategy(strategy)
     if strategy in RANDOM_STRATEGIES and rng is None:
         raise ValueError(f"frame_sampling {strategy!r} is random: it needs a seed or an rng (numpy.random.Generator)")
@@ -94,6 +80,3 @@ def check_counts(**numbers: int) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
             raise ValueError(f"{name} is {number!r}, but must be a whole number from 1 ({numbers})")
-
-
-__all__ = ["check_counts", "check_strategy", "sample_frames", "segment_middle", "segment_random", "strided_window"]

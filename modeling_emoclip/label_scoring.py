@@ -125,12 +125,8 @@ def encode_texts(model, processor, texts: Sequence[str]) -> torch.Tensor:
 def encode_labels(texts_by_label: LabelTexts, encode_texts: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
     """Encodes labels as unit vectors `(C, D)`: means over the parts of each label of means over their texts.
 
-    The mean over descriptions is CLIP's prompt ensemble; the mean over parts is the EmoCLIP paper's embedding of a
-    compound emotion. All means are of unit vectors.
-
-    Args:
-        texts_by_label: see `label_texts`.
-        encode_texts: n texts -> `(n, D)`; called once, with the distinct texts.
+    The mean over descriptions is CLIP's prompt ensemble, the mean over parts the EmoCLIP paper's embedding of a
+    compound emotion. `encode_texts` (n texts -> `(n, D)`) is called once, with the distinct texts.
     """
     texts = list(dict.fromkeys(text for parts in texts_by_label.values() for part in parts for text in part))
     text_embeds = nn.functional.normalize(encode_texts(texts), dim=-1)
@@ -139,12 +135,10 @@ def encode_labels(texts_by_label: LabelTexts, encode_texts: Callable[[list[str]]
     def unit_mean(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
         return nn.functional.normalize(torch.stack(tuple(vectors)).mean(dim=0), dim=-1)
 
-    return torch.stack(
-        [
-            unit_mean([unit_mean([text_embeds[row[text]] for text in part]) for part in parts])
-            for parts in texts_by_label.values()
-        ]
-    )
+    def label_embed(parts: tuple[tuple[str, ...], ...]) -> torch.Tensor:
+        return unit_mean([unit_mean([text_embeds[row[text]] for text in part]) for part in parts])
+
+    return torch.stack(list(map(label_embed, texts_by_label.values())))
 
 
 def label_scores(
@@ -154,34 +148,16 @@ def label_scores(
 
     Args:
         temperature: divides the logits; above 1 scores are less extreme. The order of labels stays.
-        neutral: `None` for the softmax over the labels. Otherwise each label is scored by itself: its share in the
-            softmax of its own logit and this one, `(N, 1)` or a number, which is the sigmoid of their difference.
-            CheXzero (doi 10.1038/s41551-022-00936-9) detects findings that can occur together with CLIP like this,
-            against "no FINDING". Here it is the text of a neutral face, since CLIP hardly reads negation
-            (arXiv 2501.09425): on rendered faces with 24 facial movements the mean area under the ROC curve was 0.92
-            against "neutral", 0.12 against "no MOVEMENT" and 0.69 for the logit alone.
-
-    Returns:
-        `(N, C)`; rows sum to 1 without `neutral`. With it, 0.5 means as close to the label's text as to the neutral.
+        neutral: `None` for the softmax over the labels, whose rows sum to 1. Otherwise each label is scored by itself
+            by the sigmoid of the difference to this logit, `(N, 1)` or a number: 0.5 is as close to the one as to the
+            other. CheXzero (doi 10.1038/s41551-022-00936-9) compares with "no FINDING"; here it is a neutral face,
+            since CLIP hardly reads negation (arXiv 2501.09425): with 24 movements of rendered faces the area under
+            the ROC curve was 0.92 against "neutral", 0.12 against "no MOVEMENT" and 0.69 for the logit alone.
     """
     logits = logits.float()
     if neutral is None:
         return (logits / temperature).softmax(dim=-1)
     return ((logits - neutral) / temperature).sigmoid()
-
-
-def ranked(
-    labels: Sequence[str], scores: torch.Tensor | Sequence[float], abstain_below: float | None = None
-) -> list[dict[str, Any]]:
-    """Sorts labels by score: `[{"label": str, "score": float}, ...]`, of which the first is the answer.
-
-    With `abstain_below`, and no score that reaches it, an entry "uncertain" with the highest score comes first.
-    """
-    scores = scores.tolist() if isinstance(scores, torch.Tensor) else list(scores)
-    pairs = sorted(zip(labels, scores, strict=True), key=lambda label_score: -label_score[1])
-    if abstain_below is not None and pairs[0][1] < abstain_below:
-        pairs = [(UNCERTAIN, pairs[0][1]), *pairs]
-    return [{"label": label, "score": score} for label, score in pairs]
 
 
 @dataclass(frozen=True)
@@ -204,8 +180,15 @@ class LabelScorer:
         return label_scores(logits[:, :num_labels], self.temperature, neutral=logits[:, num_labels:].float())
 
     def ranked(self, scores: torch.Tensor | Sequence[float]) -> list[dict[str, Any]]:
-        """Sorts the labels by the scores `(C,)` of one clip: see `ranked`."""
-        return ranked(self.labels, scores, self.abstain_below)
+        """Sorts labels by the scores `(C,)` of one clip: `[{"label": str, "score": float}, ...]`, the answer first.
+
+        If no score reaches `abstain_below`, an entry "uncertain" with the highest score comes before all labels.
+        """
+        scores = scores.tolist() if isinstance(scores, torch.Tensor) else list(scores)
+        pairs = sorted(zip(self.labels, scores, strict=True), key=lambda label_score: -label_score[1])
+        if self.abstain_below is not None and pairs[0][1] < self.abstain_below:
+            pairs = [(UNCERTAIN, pairs[0][1]), *pairs]
+        return [{"label": label, "score": score} for label, score in pairs]
 
 
 def make_label_scorer(
@@ -221,12 +204,11 @@ def make_label_scorer(
 
     Args:
         candidate_labels, hypothesis_template: see `label_texts`.
-        temperature: by default the one that was fitted for exactly these labels by name, if any, or 1. In multi-label
-            mode 1, since temperatures are fitted for labels that compete.
-        multi_label: score each label by itself against the label "neutral", with the texts that a candidate of that
-            name would have; or against the text, or texts, given here, such as "a face". With a model trained with
-            the sigmoid loss `True` is the sigmoid of the logit.
-        abstain_below: score from 0 to 1, see `ranked`.
+        temperature: by default the one fitted for exactly these labels by name, if any; 1 in multi-label mode, since
+            temperatures are fitted for labels that compete.
+        multi_label: score each label by itself against the label "neutral", or against the text, or texts, given here.
+            With a model trained with the sigmoid loss `True` is the sigmoid of the logit.
+        abstain_below: score from 0 to 1, see `LabelScorer.ranked`.
 
     Raises:
         ValueError: see `label_texts`; a temperature or score out of range; a label "uncertain" with `abstain_below`.
@@ -255,14 +237,8 @@ def _is_number(value: Any) -> bool:
 
 
 def fitted_temperature(config: EmoCLIPConfig, texts: LabelTexts) -> float:
-    """Returns the temperature in `config.label_temperatures` for a label set in any order, or 1.
-
-    It was fitted with the checkpoint's own texts for these labels, and applies to no others.
-    """
+    """Returns the temperature in `config.label_temperatures` of labels with the checkpoint's own texts, or 1."""
     for entry in config.label_temperatures or []:
         if set(entry["labels"]) == set(texts) and label_texts(list(texts), config.class_descriptions) == texts:
             return float(entry["temperature"])
     return 1.0
-
-
-__all__ = ["LabelScorer", "encode_labels", "encode_texts", "label_texts", "make_label_scorer"]

@@ -19,10 +19,8 @@ def gather_batch(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """All-gathers the rows of `(B, ...)` tensors to `(W x B, ...)`, by rank, with gradients.
 
     Every process must call it and then compute the same loss over all rows. The mean of the processes' gradients,
-    which DistributedDataParallel leaves in each of them, is then exactly the gradient of that loss.
-
-    Raises:
-        ValueError: the processes have batches of different sizes.
+    which DistributedDataParallel leaves in each of them, is then exactly the gradient of that loss. Batches of
+    different sizes raise a ValueError.
     """
     check_equal_batches(*tensors)
     return tuple(_GatherBatch.apply(tensor) for tensor in tensors)
@@ -63,11 +61,7 @@ class _GatherBatch(torch.autograd.Function):
 def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
     """Computes the symmetric cross-entropy between the texts and the videos of one batch (InfoNCE both ways).
 
-    Args:
-        logits_per_text: `(B, B)`, entry (i, j) scores text i against video j; the pairs are on the diagonal.
-
-    Raises:
-        ValueError: `logits_per_text` is not square.
+    Entry (i, j) of `logits_per_text (B, B)` scores text i against video j; the pairs are on the diagonal.
     """
     _check_pairs(logits_per_text)
     # In float32 whatever the model's dtype: with 16 bits a batch of near-equal scores has no gradient left.
@@ -81,14 +75,8 @@ def contrastive_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
 def sigmoid_loss(logits_per_text: torch.Tensor) -> torch.Tensor:
     """Computes the loss of each of the B x B pairs on its own (SigLIP, arXiv 2303.15343, algorithm 1).
 
-    Args:
-        logits_per_text: `(B, B)`, as in `contrastive_loss`, with a bias that makes "no match" likely before training.
-
-    Returns:
-        A scalar: the sum over pairs divided by B.
-
-    Raises:
-        ValueError: `logits_per_text` is not square.
+    It is the sum over pairs divided by B. `logits_per_text` is as in `contrastive_loss`, with a bias that makes "no
+    match" likely before training.
     """
     _check_pairs(logits_per_text)
     signs = 2 * torch.eye(len(logits_per_text), device=logits_per_text.device) - 1  # 1: a pair, -1: none
@@ -111,10 +99,8 @@ def classification_loss(
 ) -> torch.Tensor:
     """Computes the cross-entropy of `logits (B, C)` and `labels (B,)`, integers from 0 to C - 1.
 
-    With `class_weights` (C numbers) it is the weighted mean over clips, as in `torch.nn.CrossEntropyLoss`.
-
-    Raises:
-        ValueError: labels of another shape or type, or a label that is no class.
+    With `class_weights` (C numbers) it is the weighted mean over clips, as in `torch.nn.CrossEntropyLoss`. Labels of
+    another shape or type, and those that are no class, raise a ValueError.
     """
     num_clips, num_labels = logits.shape
     if labels.shape != (num_clips,) or labels.is_floating_point():

@@ -26,12 +26,10 @@ LOGIT_BIAS = -10.0  # at the start of training with the sigmoid loss, arXiv 2303
 class EmoCLIPVideoFeatures(BaseModelOutputWithPooling):
     """
     Args:
-        last_hidden_state: `(B, 1 + T, D)`, class token and frames after the temporal transformer; without one
-            (`temporal_num_layers=0`) the frame embeddings `(B, T, D)`.
+        last_hidden_state: `(B, 1 + T, D)`, class token and frames after the temporal transformer, if there is one.
         pooler_output: `(B, D)`, video embeddings, not normalised.
         hidden_states, attentions: those of the temporal layers.
-        frame_embeds: `(B, T, D)`, projected embedding of each frame, not normalised; zero where `frame_mask` is false.
-            Later calls take it in place of pixels.
+        frame_embeds: `(B, T, D)`, projected, not normalised; zero where `frame_mask` is false.
         vision_model_output: output of the image tower for the `B x T` frames; `None` if `frame_embeds` were given.
     """
 
@@ -50,8 +48,7 @@ class EmoCLIPOutput(ModelOutput):
         video_embeds: `(B, D)`, unit length.
         text_embeds: `(N, D)`, unit length.
         frame_embeds: `(B, T, D)`, not normalised.
-        video_model_output: output of `get_video_features`.
-        text_model_output: output of `get_text_features`; `None` if `text_embeds` were given.
+        video_model_output, text_model_output: outputs of `get_video_features` and `get_text_features`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -114,11 +111,9 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
             revision, token: see `from_pretrained`.
             config_overrides: fields of `EmoCLIPConfig`, such as `temporal_num_layers=1`.
 
-        Returns:
-            The model in float32 and evaluation mode. The temporal transformer, which CLIP lacks, is initialised; with
-            `temporal_residual=True` it does not change the scores until it is trained. With
-            `contrastive_loss="sigmoid"` the scale starts at `logit_scale_init_value` (SigLIP's 10): CLIP's 100 belongs
-            to a softmax and, with SigLIP's bias, would call every pair a match.
+        The model is in float32 and evaluation mode. With `temporal_residual=True` its temporal transformer does not
+        change the scores until it is trained. With `contrastive_loss="sigmoid"` the scale starts at
+        `logit_scale_init_value` (SigLIP's 10): CLIP's 100, with SigLIP's bias, would call every pair a match.
         """
         hub = {"revision": revision, "token": token}
         clip_config = CLIPConfig.from_pretrained(name_or_path, **hub)
@@ -130,12 +125,9 @@ class EmoCLIPPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_towers(cls, name_or_path: str, **kwargs):
-        """Loads the towers and the scale of a checkpoint, as `from_pretrained`, and initialises the rest.
+        """Loads the towers and the scale of a checkpoint, as `from_pretrained`, and initialises the rest silently.
 
-        transformers would report the rest as missing, although it is new by design.
-
-        Raises:
-            ValueError: a weight of a tower is missing.
+        A missing weight of a tower raises a ValueError.
         """
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
@@ -213,16 +205,11 @@ class EmoCLIPVideoEncoder(EmoCLIPPreTrainedModel):
             frame_mask = self._checked_frame_mask(frame_mask, frame_embeds)
             # Not a product: padding may hold NaN, and 0 x NaN is NaN.
             frame_embeds = frame_embeds.masked_fill(~frame_mask[..., None], 0.0)
-        pooled = self._pool_frames(frame_embeds, frame_mask, interpolate_frame_positions, **kwargs)
-        return EmoCLIPVideoFeatures(**pooled, frame_embeds=frame_embeds, vision_model_output=vision_outputs)
-
-    def _pool_frames(
-        self, frame_embeds: torch.Tensor, frame_mask: torch.Tensor | None, interpolate_frame_positions: bool, **kwargs
-    ) -> BaseModelOutputWithPooling:
         if self.temporal is None:
-            video_embeds = masked_mean(frame_embeds, frame_mask)
-            return BaseModelOutputWithPooling(last_hidden_state=frame_embeds, pooler_output=video_embeds)
-        return self.temporal(frame_embeds, frame_mask, interpolate_frame_positions, return_dict=True, **kwargs)
+            pooled = {"last_hidden_state": frame_embeds, "pooler_output": masked_mean(frame_embeds, frame_mask)}
+        else:
+            pooled = self.temporal(frame_embeds, frame_mask, interpolate_frame_positions, return_dict=True, **kwargs)
+        return EmoCLIPVideoFeatures(**pooled, frame_embeds=frame_embeds, vision_model_output=vision_outputs)
 
     def _encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs):
         if pixel_values_videos.ndim != 5 or not pixel_values_videos.shape[1]:
@@ -338,11 +325,7 @@ class EmoCLIPModel(EmoCLIPTowers):
     def contrastive_loss_of(self, video_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Computes `config.contrastive_loss` of B pairs; in distributed training over the pairs of all processes.
 
-        Args:
-            video_embeds, text_embeds: `(B, D)`, unit length; text i belongs to video i.
-
-        Raises:
-            ValueError: not as many texts as videos, or processes with batches of different sizes.
+        `video_embeds` and `text_embeds` are `(B, D)`, unit length; text i belongs to video i.
         """
         from .losses import CONTRASTIVE_LOSSES  # training only
 

@@ -32,8 +32,7 @@ class EmoCLIPHeadOutput(ModelOutput):
         logits: `(B, C)`, scores of the classes before softmax, or the predicted targets.
         video_embeds: `(B, D)`, the head's input; of unit length in the prompt model, else not normalised.
         text_embeds: `(C, D)`, unit length, class embeddings of the prompt model; else `None`.
-        frame_embeds: `(B, T, D)`, not normalised.
-        hidden_states, attentions: those of the temporal layers.
+        frame_embeds, hidden_states, attentions: as in `EmoCLIPVideoFeatures`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -46,7 +45,7 @@ class EmoCLIPHeadOutput(ModelOutput):
 
 
 class EmoCLIPLabelledModel(EmoCLIPVideoEncoder):
-    """Base of the models with labels, which share one forward."""
+    """Base of the models with labels, whose `_predict` returns logits, video embeddings and text embeddings."""
 
     input_modalities = ("video",)
     _auto_classes = ("AutoModel", "AutoModelForVideoClassification")
@@ -80,10 +79,6 @@ class EmoCLIPLabelledModel(EmoCLIPVideoEncoder):
             hidden_states=video_outputs.hidden_states,
             attentions=video_outputs.attentions,
         )
-
-    def _predict(self, video_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns logits, video embeddings and text embeddings of the output."""
-        raise NotImplementedError
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return classification_loss(*self._of_all_processes(logits, labels), self.config.class_weights)
@@ -143,12 +138,11 @@ class EmoCLIPForPromptClassification(EmoCLIPLabelledModel, EmoCLIPTowers):
         token=None,
         **config_overrides,
     ):
-        """Builds a model with the towers, projections and scale of a CLIP checkpoint.
+        """Builds a model with the towers, projections and scale of a CLIP checkpoint: see `EmoCLIPModel.from_clip`.
 
         Args:
-            name_or_path, revision, token, config_overrides: see `EmoCLIPModel.from_clip`.
-            class_descriptions: label -> its one text, in the order of the labels; tokenized by the checkpoint's
-                tokenizer. Without it `class_input_ids` and `id2label` must be given.
+            class_descriptions: label -> its one text, in the order of the labels, for the checkpoint's tokenizer.
+                Without it `class_input_ids` and `id2label` must be given.
 
         Raises:
             ValueError: a label without exactly one text, or a text longer than the text tower takes.
@@ -177,10 +171,9 @@ class EmoCLIPForPromptClassification(EmoCLIPLabelledModel, EmoCLIPTowers):
         return self._encode_classes()
 
     def freeze_class_embeds(self) -> None:
-        """Computes the class embeddings once, and saves them with the model, beside the context tokens.
+        """Computes the class embeddings once, and saves them with the model.
 
-        Evaluation then does not run the text tower, even if weights change. The first forward in training mode, or
-        `unfreeze_class_embeds`, ends that.
+        Evaluation then does not run the text tower, until a forward in training mode or `unfreeze_class_embeds`.
         """
         with torch.inference_mode(False), torch.no_grad():
             self.class_embeds = self._encode_classes()

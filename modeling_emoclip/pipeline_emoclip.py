@@ -6,6 +6,7 @@ Shapes: B videos of a batch, T frames, N videos, D embedding width.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,15 +34,17 @@ logger = logging.get_logger(__name__)
 
 
 class VideoEmbeddings(NamedTuple):
-    """The result of `embeds, metadata, skipped = pipe.embed(videos)`."""
+    """The result of `embeds, metadata, skipped = pipe.embed(videos)`.
+
+    `embeds (N, D)`, float32, is the `pooler_output` of `get_video_features`, not of unit length. `metadata` has, for
+    each row, `index` among the given videos, `video` (its path, if any), `num_frames`, `fps`, `duration` in seconds
+    (`None` if unknown), `frames_used`, and `face_found` (`None`: not looked for). `skipped` has `index`, `video` and
+    `error` of the videos without a row.
+    """
 
     embeds: np.ndarray
-    """`(N, D)`, float32, the `pooler_output` of `get_video_features`: not of unit length."""
     metadata: list[dict[str, Any]]
-    """For each row `index` among the given videos, `video` (its path, if it has one), `num_frames`, `fps`, `duration`
-    in seconds (`None` if unknown), `frames_used`, and `face_found` (`None`: not looked for)."""
     skipped: list[dict[str, Any]]
-    """`index`, `video` and `error` of the videos without a row."""
 
 
 class ZeroShotVideoClassificationPipeline(Pipeline):
@@ -75,11 +78,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
                 Several descriptions are averaged. In a list, `"anger + disgust"` is a compound: the mean of its parts.
             hypothesis_template (`str`, *optional*): text with `{}` for the label, for labels given by name only. By
                 default they have the checkpoint's descriptions, if it has any, or else "an expression of {}.".
-            temperature (`float`, *optional*): divides the logits; by default the temperature that
-                `training.compare.calibrate` fitted for exactly these labels, or 1.
-            multi_label (`bool` or `str`, defaults to `False`): score each label by itself, against a neutral face or
-                against the text given here.
-            abstain_below (`float`, *optional*): if no score reaches it, the first entry is "uncertain".
+            temperature, multi_label, abstain_below: see `label_scoring.make_label_scorer`.
             faces, no_face, detector: find faces, with `pip install "emoclip[faces]"`; see emoclip/pipeline.py.
             batch_size, num_workers: as in every pipeline.
 
@@ -175,7 +174,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         names = ("temperature", "multi_label", "abstain_below")
         options = {name: kwargs.pop(name) for name in names if name in kwargs}
         if kwargs:
-            raise TypeError(f"{TASK} has no argument {', '.join(map(repr, kwargs))}")
+            hint = "; faces are found by the pipeline of `import emoclip`" if "faces" in kwargs else ""
+            raise TypeError(f"{TASK} has no argument {', '.join(map(repr, kwargs))}{hint}")
         if candidate_labels is None:
             given = {"hypothesis_template": hypothesis_template} | options
             if alone := [name for name, value in given.items() if value not in (None, False)]:
@@ -236,11 +236,8 @@ def _as_inputs(videos: Any) -> Any:
 
 
 def _name(video: Any, index: int, number: int) -> str:
-    if is_in_memory(video) or isinstance(video, (bytes, bytearray)):
-        return video_name(index, number)
-    if isinstance(video, dict):
-        return str(video.get("path") or video_name(index, number))
-    return str(video[0] if isinstance(video, list) else video)
+    path = video.get("path") if isinstance(video, dict) else video[0] if isinstance(video, list) else video
+    return str(path) if isinstance(path, (str, Path)) else video_name(index, number)
 
 
 __all__ = ["VideoEmbeddings", "ZeroShotVideoClassificationPipeline"]

@@ -59,13 +59,9 @@ class EmoCLIPProcessor(ProcessorMixin):
         """Builds a processor with the tokenizer and the image preparation of a CLIP or EmoCLIP checkpoint.
 
         Args:
-            name_or_path: folder or Hub id.
-            revision, token, cache_dir, local_files_only: see `from_pretrained`.
+            name_or_path, revision, token, cache_dir, local_files_only: see `from_pretrained`.
             video_kwargs: fields of `EmoCLIPVideoProcessor`, such as `num_frames`; they win over the checkpoint's.
-
-        Raises:
-            OSError: the checkpoint has no tokenizer, or neither image nor video processor.
-            ValueError: a field that the video processor does not have.
+                Unknown ones raise a ValueError.
         """
         hub = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         hub |= {} if revision is None else {"revision": revision}

@@ -25,11 +25,7 @@ def start_and_end_token_ids(text_config: CLIPTextConfig) -> tuple[int, int]:
 def prompt_fields(
     class_descriptions: Mapping[str, str | Sequence[str]], tokenizer: Callable, text_config: CLIPTextConfig
 ) -> dict:
-    """Returns the fields of `EmoCLIPConfig` that `PromptLearner` needs for label -> its one text.
-
-    Raises:
-        ValueError: no labels, a label without exactly one text, or a tokenizer that is not this text tower's.
-    """
+    """Returns the fields of `EmoCLIPConfig` that `PromptLearner` needs for label -> its one text."""
     texts = {}
     for label, text in class_descriptions.items():
         text = [text] if isinstance(text, str) else list(text)
@@ -61,10 +57,7 @@ class PromptLearner(nn.Module):
 
     DFER-CLIP, `models/Prompt_Learner.py`: [start] + contexts and class text, ordered by `prompt_class_position`, +
     [end]. Prompts are padded to the longest one and not to 77 tokens: attention is causal, so that what follows a
-    text's end cannot change it.
-
-    Raises:
-        ValueError: no `class_input_ids`, or some that do not fit the labels or the text tower.
+    text's end cannot change it. A config without fitting `class_input_ids` raises a ValueError.
     """
 
     def __init__(self, config: EmoCLIPConfig):
@@ -84,11 +77,10 @@ class PromptLearner(nn.Module):
             self.register_buffer(name, positions, persistent=False)
 
     def layout(self) -> dict[str, torch.Tensor]:
-        """Returns the values of the buffers, which follow from the config alone.
+        """Returns the buffers, for `_init_weights`, since `from_pretrained` builds models on the meta device.
 
         They are `input_ids (C, L)`, with any id in the place of a context token, `context_positions (C, M)` and
-        `end_positions (C,)`, indices into L. All on the CPU: `from_pretrained` builds models on the meta device, which
-        keeps no values, and `_init_weights` then fills the buffers.
+        `end_positions (C,)`, indices into L.
         """
         config = self.config
         num_contexts = config.prompt_num_context_tokens
@@ -111,6 +103,3 @@ class PromptLearner(nn.Module):
         context = self.context.to(token_embeds).expand(num_classes, -1, -1)  # (C, M, W)
         positions = self.context_positions[..., None].expand(-1, -1, width).to(token_embeds.device)
         return token_embeds.scatter(1, positions, context)
-
-
-__all__ = ["PromptLearner", "prompt_fields", "start_and_end_token_ids"]

@@ -102,8 +102,8 @@ class EmoCLIPTemporalLayer(GradientCheckpointingLayer):
 class EmoCLIPTemporalTransformer(PreTrainedModel):
     """Transformer over a class token (position 0) and the frames (positions 1 to T).
 
-    `temporal_residual=False` returns the class token's output, as the papers do (there is no final norm). `True`
-    returns the mean of the frames plus `output_projection` of the normalised class token, which starts at zero.
+    `temporal_residual=False` returns the class token's output, as the papers do (without a final norm); `True` the
+    mean of the frames plus `output_projection` of the normalised class token, which starts at zero.
     """
 
     config: EmoCLIPConfig

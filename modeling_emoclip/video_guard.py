@@ -52,7 +52,7 @@ def read_guarded(source: str | bytes, choose_frames: ChooseFrames, name: str, li
     """Runs `read_stream` of video_streams.py in another process.
 
     Raises:
-        VideoDecodeError: see there; also if that process crashed or took longer than `limits.time_limit`.
+        VideoDecodeError: see there; also if that process crashes or takes longer than `limits.time_limit`.
         RuntimeError: no process can be started here.
     """
     facts = wanted = decoded = None
@@ -113,13 +113,7 @@ def _checked_facts(fields: dict, limits: VideoLimits) -> VideoFacts:
 
 
 class Reader:
-    """A process that reads one video at a time.
-
-    Args:
-        packages: name -> folder of the packages that the process may import from.
-        worker: `module.Class` of its `Worker`.
-        limits: of the first video, whose time limit is also one for the start.
-    """
+    """A process that reads one video at a time: `Readers` explains its arguments."""
 
     def __init__(self, packages: dict[str, str], worker: str, limits: VideoLimits):
         module, _, worker = worker.rpartition(".")
@@ -178,12 +172,9 @@ class Reader:
             send(self.process.stdin, message, data)
 
     def _waiting(self, seconds: float) -> Callable[[], None]:
-        """Returns a function that waits for bytes of the process, and raises an EOFError once the time is over.
-
-        The process has a clock of its own, but could not use it while it waits for a dead network drive.
-        """
+        """Returns a function that waits for bytes of the process, and raises an EOFError once the time is over."""
         end = time.monotonic() + seconds
-        if not hasattr(select, "poll"):  # Windows: there the process's own clock must do
+        if not hasattr(select, "poll"):  # Windows: the process's own clock must do, but on a dead network drive
             return lambda: None
         pipe = select.poll()
         pipe.register(self.process.stdout, select.POLLIN)
@@ -208,7 +199,6 @@ class Reader:
         return None
 
     def close(self) -> None:
-        """Closes this side of the pipes."""
         self.process.stdin.close()
         self.process.stdout.close()
 
@@ -227,7 +217,12 @@ def _describe_exit(code: int | None, limits: VideoLimits) -> str:
 
 
 class Readers:
-    """The processes of one kind of worker: idle ones are reused, and none is shared with a forked process."""
+    """The processes of one kind of worker: idle ones are reused, and none is shared with a forked process.
+
+    Args:
+        packages: name -> folder of the packages that a process may import from.
+        worker: `module.Class` of its `Worker`.
+    """
 
     def __init__(self, packages: dict[str, str], worker: str):
         self.packages, self.worker = packages, worker
@@ -283,5 +278,3 @@ class Readers:
 
 
 CLIP_READERS = Readers({"guarded": str(Path(__file__).parent)}, "guarded.video_worker.Worker")
-
-__all__ = ["Reader", "Readers", "read_guarded"]

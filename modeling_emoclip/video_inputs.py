@@ -16,12 +16,8 @@ from .video_reading import is_image_path, stack_images
 def split_batch(videos: Any) -> list:
     """Splits one video, or a batch of any nesting, into a list of videos without opening files.
 
-    Returns:
-        Videos that are an array or tensor of 4 dimensions, a list of frames (PIL images or arrays of 3 dimensions), or
-        an input of `read_video`.
-
-    Raises:
-        ValueError: an empty list, a clip without frames, or an array of another rank; the message says which video.
+    Each is then an array or tensor of 4 dimensions, a list of frames (PIL images or arrays of 3 dimensions), or an
+    input of `read_video`. Raises a ValueError that says which video is empty or of another rank.
     """
     return _flatten(videos, "the video")
 
@@ -57,11 +53,7 @@ def _is_frame(item: Any) -> bool:
 
 
 def select_frames(video: Any, metadata: VideoMetadata, choose_frames: Callable | None, name: str) -> tuple:
-    """Returns the chosen frames, or all, of a video in memory as 4 dimensions, and its metadata.
-
-    Raises:
-        ValueError: frames that cannot be stacked, or metadata of another number of frames than there are.
-    """
+    """Returns the chosen frames, or all, of a video in memory as 4 dimensions, and its metadata."""
     if choose_frames is not None:
         if metadata.total_num_frames != len(video):
             raise ValueError(
@@ -89,8 +81,7 @@ def _stack(frames: list, name: str) -> Any:
 def channels_first(video: Any, layout: str | ChannelDimension | None, name: str) -> torch.Tensor:
     """Converts an array or tensor of 4 dimensions to `(T, C, H, W)`, uint8 or float32, where C is 1, 3 or 4.
 
-    Raises:
-        ValueError: another number of channels, integers outside 0 to 255, values that are not finite, or no numbers.
+    Raises a ValueError for other channels, integers outside 0 to 255, and values that are not finite or no numbers.
     """
     frames = _to_tensor(video, name)
     if layout is None:
@@ -135,6 +126,3 @@ def is_rescaled(frames: torch.Tensor) -> bool:
 def video_name(index: int, batch_size: int) -> str:
     """Returns the name of a video without a path in messages, counted from 1."""
     return "the video" if batch_size == 1 else f"video {index + 1} of the batch of {batch_size}"
-
-
-__all__ = ["channels_first", "is_in_memory", "is_rescaled", "select_frames", "split_batch", "video_name"]

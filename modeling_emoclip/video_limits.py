@@ -16,21 +16,19 @@ class VideoDecodeError(ValueError):
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """Limits for one video. All but the times are checked before memory is allocated.
+    """Limits for one video, checked before memory is allocated, except for the times.
 
     The defaults accept any ordinary video and reject malformed or abusive files; a service sets lower ones.
 
     Args:
         max_pixels: pixels of a frame; the default holds 8K (7680 x 4320).
-        max_aspect: longer side of a frame by its shorter one. Frames are resized by the shorter side and then
-            cropped, so that a strip of a few pixels by thousands would grow larger than memory.
+        max_aspect: longer side of a frame by its shorter one; resizing the shorter side would blow up a narrow strip.
         max_frames: frames of the file, or images of the folder; the default is a day at 58 per second.
         max_seconds: length of the video; the default is a day.
         max_bytes: size of all frames taken from the video, decoded; the default is 4 GiB.
-        time_limit: seconds to read the frames of a clip, or each frame where all are read. Exact in a guarded process
-            only; elsewhere checked between packets.
-        whole_time_limit: seconds to go through all frames, including the work on each; the rest is then left out. For
-            a service, where one slow video must not keep others waiting.
+        time_limit: seconds to read the frames of a clip, or each frame where all are read; exact in a guarded process,
+            elsewhere checked between packets.
+        whole_time_limit: seconds to go through all frames, with the work on each; the rest is then left out.
 
     Raises:
         ValueError: a limit that is no positive number.
@@ -96,6 +94,3 @@ def make_limits(limits: "dict | VideoLimits | None") -> VideoLimits:
     if unknown := sorted(set(limits) - set(known)):
         raise ValueError(f"video_limits has {', '.join(unknown)}; allowed: {', '.join(known)}")
     return VideoLimits(**limits)
-
-
-__all__ = ["DEFAULT_LIMITS", "FORMATS", "VideoDecodeError", "VideoLimits", "make_limits"]

@@ -21,12 +21,8 @@ from .video_reading import read_video
 
 class EmoCLIPVideoProcessorKwargs(VideosKwargs, total=False):
     """
-    frame_sampling (`str`, *optional*, defaults to `self.frame_sampling`):
-        `"segment_middle"`, `"segment_random"`, `"strided_window"` or `"strided_window_random"`.
-    frame_stride (`int`, *optional*, defaults to `self.frame_stride`):
-        Distance of neighbouring frames in a strided window.
-    seed (`int`, *optional*):
-        Seed of a random `frame_sampling`; the same videos in the same order then give the same frames.
+    frame_sampling, frame_stride, seed:
+        See `EmoCLIPVideoProcessor`.
     rng (`numpy.random.Generator`, *optional*):
         Replaces `seed`. Never saved. `EmoCLIPProcessor` draws from a copy and leaves the caller's unchanged.
     """
@@ -59,7 +55,8 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         frame_stride (`int`, defaults to 4): distance of neighbouring frames in a strided window.
         fps (`float`, *optional*): frames per second to sample, in place of `num_frames`.
         do_sample_frames (`bool`, defaults to `True`): `False` takes every frame.
-        seed (`int`, *optional*): required by a random `frame_sampling` unless the call gives an `rng`.
+        seed (`int`, *optional*): required by a random `frame_sampling` unless the call gives an `rng`; the same videos
+            in the same order then give the same frames.
         video_limits (`dict`, *optional*): limits for one video, the fields of `VideoLimits` (video_limits.py) that
             differ from its defaults. Not an option of a call.
         guard_decoding (`bool`, defaults to `True`): decode files in another process, which can crash or hang without
@@ -148,15 +145,6 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
             rng=rng,
         )
 
-    def sample_videos(self, videos: Any) -> tuple[list, list[VideoMetadata]]:
-        """Returns the frames of each video that a call would take, in their stored size, and the metadata."""
-        rng = None if self.seed is None else np.random.default_rng(self.seed)
-
-        def choose_frames(metadata: VideoMetadata) -> np.ndarray:
-            return self.sample_frames(metadata, fps=self.fps, rng=rng)
-
-        return self._decode_and_sample_videos(videos, None, True, choose_frames)
-
     def to_dict(self) -> dict[str, Any]:
         fields = super().to_dict()
         fields.pop("rng", None)
@@ -174,7 +162,7 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
                 metadata = metadata or VideoMetadata(total_num_frames=len(video))
                 clips.append(select_frames(video, metadata, sample_indices_fn if do_sample_frames else None, name))
             else:
-                choose_frames = sample_indices_fn if do_sample_frames else _every_frame
+                choose_frames = sample_indices_fn if do_sample_frames else lambda facts: range(facts.total_num_frames)
                 clips.append(read_video(video, choose_frames, name, self.video_limits, self.guard_decoding))
         frames, metadata = zip(*clips, strict=True)
         return list(frames), list(metadata)
@@ -184,14 +172,10 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
         for index, video in enumerate(videos):
             frames = channels_first(video, input_data_format, video_name(index, len(videos)))
             if do_convert_rgb:
-                frames = self._to_rgb(frames)
+                scale = 255 if frames.shape[1] == 4 and is_rescaled(frames) else 1  # transparency is read as 0 to 255
+                frames = self.convert_to_rgb(frames * scale) / scale if scale > 1 else self.convert_to_rgb(frames)
             prepared.append(frames if device is None else frames.to(device))
         return prepared
-
-    def _to_rgb(self, frames: torch.Tensor) -> torch.Tensor:
-        if frames.shape[1] == 4 and is_rescaled(frames):  # the transparency would be read as 0 to 255
-            return self.convert_to_rgb(frames * 255) / 255
-        return self.convert_to_rgb(frames)
 
     def _preprocess(self, videos, do_rescale, rescale_factor, return_tensors=None, **kwargs) -> BatchFeature:
         if do_rescale:
@@ -210,10 +194,6 @@ class EmoCLIPVideoProcessor(BaseVideoProcessor):
             data["pixel_values_videos"] = list(torch.nn.utils.rnn.pad_sequence(clips, batch_first=True))
             data["frame_mask"] = list(torch.arange(lengths.max()) < lengths[:, None])
         return BatchFeature(data=data, tensor_type=return_tensors)
-
-
-def _every_frame(metadata: VideoMetadata) -> np.ndarray:
-    return np.arange(metadata.total_num_frames)
 
 
 __all__ = ["EmoCLIPVideoProcessor", "EmoCLIPVideoProcessorKwargs"]

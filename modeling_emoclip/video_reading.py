@@ -32,13 +32,12 @@ def read_video(
         source (`str`, `Path`, `bytes`, `dict` or `list`): a video file, its bytes, a folder of frame images (in the
             natural order of their names: 2.jpg before 10.jpg), an image or a list of images, or a row of a `datasets`
             column `Video(decode=False)`, `{"bytes": ..., "path": ...}`.
-        choose_frames: called with the metadata (number of frames, frames per second, ...); returns the indices of the
-            wanted frames, in any order and with repetitions. If fewer frames decode than the file holds, it is called
-            again.
+        choose_frames: returns, for the metadata, the indices of the wanted frames, in any order and with repetitions.
+            It is called again if fewer frames decode than the file holds.
         name: name of a source that is not a path in error messages.
         limits: see `VideoLimits`; or its fields that differ from the defaults.
-        guarded: read files in a process of their own, which can crash or hang without harm to this one
-            (docs/reliability.md says what that costs). `False` reads trusted files in this process.
+        guarded: read files in another process, which can crash or hang without harm to this one; `False` reads trusted
+            files in this one. docs/reliability.md says what that costs.
 
     Returns:
         Frames `(T, H, W, 3)`, uint8, RGB, and their metadata, with the chosen indices as `frames_indices`. Images are
@@ -48,8 +47,8 @@ def read_video(
 
     Raises:
         FileNotFoundError: no such file or folder.
-        VideoDecodeError: a ValueError: the source is no readable video, exceeds a limit, crashed its decoder, or lacks
-            a chosen frame because the file is cut off. The message names the source.
+        VideoDecodeError: a ValueError: the source cannot be read, exceeds a limit, crashes its decoder, or is cut off
+            before a chosen frame. The message names it.
         ValueError: the source is no video at all, or a chosen index is not in it.
     """
     source, name = resolve_source(source, name or "the video")
@@ -171,6 +170,3 @@ def open_image(path: str, limits: VideoLimits = DEFAULT_LIMITS) -> Image.Image:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's errors for damage
         raise VideoDecodeError(f"{path} cannot be read as an image: {error}") from None
-
-
-__all__ = ["IMAGE_SUFFIXES", "is_image_path", "read_video", "stack_images"]

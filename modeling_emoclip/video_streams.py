@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The video stream of one file: which frames it has, and decoding a few of them.
 
-PyAV demuxes every file once, which decodes nothing and costs little: it finds files that are no video or cut off,
-counts the frames (headers are wrong, or silent) and reads their times. Then decord decodes, or PyAV where decord is
-missing, refuses the file, counts other frames, or cannot be trusted with it.
-
-The guarded process (video_worker.py) imports this file too, so it imports neither torch nor transformers.
+PyAV demuxes every file once, which costs little: it finds files that are no video or cut off, counts the frames
+(headers are wrong, or silent) and reads their times. Then decord decodes, or PyAV where decord is missing, refuses the
+file, counts other frames, or cannot be trusted with it. The guarded process imports this file too, and no torch.
 """
 
 import io
@@ -28,8 +26,8 @@ else:
     decord.logging.set_level(decord.logging.QUIET)
 
 UNREADABLE = "cannot be read: it is no video file, or damaged or cut off"
-# decord 0.6, tried on thousands of damaged files, aborts when a header promises absurdly many frames or hours, and
-# segfaults on MPEG-4 part 2 (most .avi files) with damaged pictures, which the packets do not reveal.
+# On damaged files decord 0.6 aborts when a header promises absurdly many frames or hours, and segfaults on MPEG-4 part
+# 2 (most .avi files) with damaged pictures, which the packets do not reveal.
 _DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 _HIGHEST_RATE = 1000.0  # frames per second; a header that promises more is damaged
 _WIDEST_PIXEL = 4.0  # width by height, or height by width; the widest in use is 2 (half-width DVD)
@@ -88,14 +86,11 @@ class _FrameTable:
     size: tuple[int, int]  # width and height
     limits: VideoLimits
 
-    @property
-    def total_num_frames(self) -> int:
-        return max(len(self.times), self.num_promised) if self.is_cut_off else len(self.times)
-
     def facts(self) -> VideoFacts:
+        total = max(len(self.times), self.num_promised) if self.is_cut_off else len(self.times)
         span = float(self.times[-1] - self.times[0]) * self.time_base
         fps = sane_rate(round((len(self.times) - 1) / span, 6) if len(self.times) > 1 else None)
-        return VideoFacts(self.total_num_frames, fps, fps and self.total_num_frames / fps, *self.size)
+        return VideoFacts(total, fps, fps and total / fps, *self.size)
 
     def frames_at(self, indices: np.ndarray) -> np.ndarray:
         """Maps indices as the metadata counts them to frames of the file; they differ if the frame rate varies."""
@@ -134,10 +129,9 @@ def opened(source: str | bytes, name: str, limits: VideoLimits = DEFAULT_LIMITS)
 
 
 def has_no_times(container, stream: av.VideoStream) -> bool:
-    """Returns whether the frames' times are in another order than the frames.
+    """Returns whether the frames' times are no times: FFmpeg counts an AVI's packets, which B frames put out of order.
 
-    AVI has no times: FFmpeg counts packets, and where B frames are stored in another order than they are shown, the
-    count is not their order. decord then gives other frames from run to run.
+    decord then gives other frames from run to run.
     """
     return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
 
@@ -275,10 +269,9 @@ def decoded_frames(container, stream) -> Iterator[av.VideoFrame]:
 
 
 def upright(frame: av.VideoFrame, aspect: float = 1.0) -> np.ndarray:
-    """Returns a frame as a player shows it: `(H, W, 3)`, uint8, RGB.
+    """Returns a frame as a player shows it, `(H, W, 3)`, uint8, RGB: with square pixels, and rotated.
 
-    Pixels that are not square become square without loss, and the frame is rotated by its display matrix (decord
-    rotates by itself, and gets no file whose pixels are not square).
+    decord rotates by itself, and gets no file whose pixels are not square.
     """
     pixels = resized(frame.to_ndarray(format="rgb24"), _squared(frame.width, frame.height, aspect))
     return np.rot90(pixels, k=round(frame.rotation / 90))
@@ -308,6 +301,3 @@ def resized(pixels: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     if size in (None, pixels.shape[1::-1]):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-
-
-__all__ = ["ChooseFrames", "Decoded", "VideoFacts", "read_stream"]

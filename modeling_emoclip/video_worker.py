@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guarded process, which decodes videos for another one and can crash or hang without harm to it.
 
-`video_guard.py` starts it and talks to it over two pipes. It imports neither torch nor transformers, so that it starts
-in a fraction of a second and takes little memory. Nothing is pickled: a message is JSON, perhaps with bytes behind it.
+`video_guard.py` starts it and talks to it over two pipes. Without torch it starts in a fraction of a second and takes
+little memory. Nothing is pickled: a message is JSON, perhaps with bytes behind it.
 """
 
 import contextlib
@@ -53,15 +53,11 @@ def send(pipe: BinaryIO, message: dict[str, Any], data: Any = b"") -> None:
 def receive(
     pipe: BinaryIO, most_bytes: float = float("inf"), wait: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Reads a message and the bytes behind it, `(n,)`, uint8.
-
-    Args:
-        most_bytes: limit for the bytes behind a message; no memory is allocated for more.
-        wait: returns once there is something to read, or raises an error.
+    """Reads a message and at most so many bytes behind it, `(n,)`, uint8; `wait` returns once there is something.
 
     Raises:
         EOFError: the other side is gone.
-        ValueError: it is no message.
+        ValueError: it is no message, or has more bytes, for which no memory is allocated.
     """
     text_length, data_length = _LENGTHS.unpack(_read(pipe, _LENGTHS.size, wait))
     if text_length > _LONGEST_TEXT or data_length > most_bytes:
@@ -149,10 +145,7 @@ class Worker:
 
 
 def give_up_rights() -> None:
-    """Gives up writing files, core dumps, new privileges and, on Linux, the network, as far as the system allows.
-
-    It uses the standard library and libc only; docs/reliability.md says what that leaves open.
-    """
+    """Gives up writing files, core dumps, new privileges and, on Linux, the network, as far as the system allows."""
     if resource is not None:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails, instead of ending the process
@@ -168,11 +161,7 @@ def give_up_rights() -> None:
 
 
 def limit_memory(limits: VideoLimits, keeps_frames: bool) -> None:
-    """Limits, on Linux, this process's memory to what reading within the limits needs.
-
-    Args:
-        keeps_frames: whether all frames are held until the last one is there.
-    """
+    """Limits, on Linux, this process's memory to what reading needs, with all frames at once if it keeps them."""
     if resource is None or sys.platform != "linux":
         return
     most = _own_bytes() + _SPARE_BYTES + int(_BYTES_PER_PIXEL * limits.max_pixels)
@@ -188,6 +177,3 @@ def _own_bytes() -> int:
     """Returns what this process had mapped before its first video."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return int(re.search(r"VmSize:\s+(\d+)", status)[1]) * 1024
-
-
-__all__ = ["Worker", "receive", "send"]

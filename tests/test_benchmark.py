@@ -3,23 +3,19 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module("benchmark")
+def benchmark():
+    return importlib.import_module("tools.benchmark.__main__")
 
 
 def test_lines_are_measured_judged_and_put_into_the_page(benchmark, tmp_path, capsys):
     page, path = tmp_path / "performance.md", tmp_path / "measured.json"
-    report = importlib.import_module("benchmark_parts.report")
+    report = importlib.import_module("tools.benchmark.report")
     page.write_text(f"by hand\n{report.START}\nold\n{report.END}\nalso by hand\n")
     parts = ["encoding", "calls", "gpu", "tried", "growth"]
     benchmark.main(["--smoke", "--json", str(path), "--page", str(page), "--parts", *parts])
@@ -43,7 +39,7 @@ def test_the_other_parts_measure_too(benchmark):
 
 
 def test_a_goal_that_is_missed_is_called_missed(benchmark):
-    measuring = importlib.import_module("benchmark_parts.measuring")
+    measuring = importlib.import_module("tools.benchmark.measuring")
     assert measuring.Line("1", "speed", 5.9, least=6).holds is False
     assert measuring.Line("1", "speed", 6.0, least=6).holds is True
     assert measuring.Line("1", "cost", 1.3, most=1.25).holds is False
@@ -51,15 +47,15 @@ def test_a_goal_that_is_missed_is_called_missed(benchmark):
 
 
 def test_the_code_for_a_gpu_runs(benchmark, tmp_path):
-    devices = importlib.import_module("benchmark_parts.devices")
-    sizes = importlib.import_module("benchmark_parts.measuring").SMOKE
+    devices = importlib.import_module("tools.benchmark.devices")
+    sizes = importlib.import_module("tools.benchmark.measuring").SMOKE
     lines = devices.encoding_on(sizes, "cpu", "tiny") + devices.calls_on(sizes, "cpu", tmp_path)
     assert len(lines) == 5 and all(line.value > 0 for line in lines)
 
 
 def test_bfloat16_is_emulated_as_processors_round(benchmark):
-    encoding = importlib.import_module("benchmark_parts.encoding")
-    measuring = importlib.import_module("benchmark_parts.measuring")
+    encoding = importlib.import_module("tools.benchmark.encoding")
+    measuring = importlib.import_module("tools.benchmark.measuring")
     model, frames = measuring.make_model(measuring.SMOKE), measuring.random_frames(measuring.SMOKE, 4)
     with torch.no_grad():
         emulated = encoding.in_bfloat16(model, frames, torch.float32)

@@ -44,9 +44,11 @@ sys.addaudithook(note)
 pipe = pipeline(model=folder, trust_remote_code=True)
 pipe(clip, candidate_labels=["a smile", "a frown"])
 pipe.embed([clip], progress=False)
-pipe.timeline(clip, ["a smile", "a frown"], faces="none", progress=False)
 assert type(pipe).__module__.startswith("transformers_modules"), type(pipe)
+assert not {"emoclip", "modeling_emoclip"} & set(sys.modules)
 found = {"": events}
+events = found["installed"] = []
+pipe.timeline(clip, ["a smile", "a frown"], faces="none", progress=False)
 for is_offline in (False, True):
     events = found["offline" if is_offline else "online"] = []
     huggingface_hub.constants.HF_HUB_OFFLINE = is_offline
@@ -76,12 +78,13 @@ def events(clip_dir, write_clip, tmp_path_factory):
 
 
 def of_kind(events, *kinds, call=""):
-    """`call` is a time line that looks for faces, "online" or "offline"; else of all that was done before."""
+    """`call` is a time line that looks for faces, "online" or "offline", or none, "installed"; by default a call."""
     return [what for kind, what in events[0][call] if kind in kinds]
 
 
 def test_it_opens_no_connection_and_unpickles_nothing(events):
-    assert not of_kind(events, "socket.connect", "socket.getaddrinfo", "pickle.find_class", "os.system")
+    for call in ("", "installed"):
+        assert not of_kind(events, "socket.connect", "socket.getaddrinfo", "pickle.find_class", "os.system", call=call)
 
 
 @pytest.mark.skipif(opencv() is None, reason="needs OpenCV 4: pip install emoclip[faces]")
@@ -94,8 +97,9 @@ def test_looking_for_faces_asks_the_hub_alone_for_the_detectors_file_and_nobody_
 
 
 def test_it_starts_python_alone_to_read_videos_in(events):
-    started = of_kind(events, "subprocess.Popen")
-    assert started and all(sys.executable in what and "guarded.video_worker" in what for what in started)
+    for call, worker in (("", "guarded.video_worker"), ("installed", "emoclip.video.worker")):
+        started = of_kind(events, "subprocess.Popen", call=call)
+        assert started and all(sys.executable in what and worker in what for what in started)
 
 
 def test_it_reads_its_folder_and_the_video_and_writes_what_transformers_keeps_of_its_code(events):
@@ -113,7 +117,7 @@ def test_it_reads_its_folder_and_the_video_and_writes_what_transformers_keeps_of
     assert sorted(path.name for path in cache.iterdir()) == ["modules"]
 
 
-@pytest.mark.parametrize("package", ["modeling_emoclip", "training", "examples"])
+@pytest.mark.parametrize("package", ["modeling_emoclip", "emoclip", "training", "examples"])
 def test_nothing_is_unpickled_but_weights_by_the_converters(package):
     for path in sorted((ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

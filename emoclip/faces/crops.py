@@ -12,6 +12,8 @@ from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
 from emoclip.video.sources import in_memory_frames
+from modeling_emoclip.video_inputs import is_in_memory, select_frames, split_batch
+from modeling_emoclip.video_reading import read_video
 
 from .boxes import choose_faces, crop_face
 from .detection import load_face_detector
@@ -96,8 +98,7 @@ def crop_clip_to_face(
         `face_found (1, 1)`; if that is false, the frames are whole. And the metadata of the video.
     """
     crop_faces = FaceCropper(processor.size, "all" if faces == "largest" else faces, "nothing", detector)
-    (frames,), (metadata,) = processor.sample_videos(video)
-    frames = in_memory_frames(frames, "the video")
+    frames, metadata = _sampled_frames(video, processor)
     times = metadata.frames_indices / (metadata.fps or 25)
     found = [crop_faces(pixels, times[step]) for step, pixels in enumerate(frames)]
     crops = _of_largest_person(found) or dict(enumerate(frames))
@@ -108,6 +109,21 @@ def crop_clip_to_face(
     inputs["frame_mask"] = torch.tensor([[step in crops for step in range(len(frames))]])
     inputs["face_found"] = torch.tensor([[any(found)]])
     return inputs, metadata
+
+
+def _sampled_frames(video: Any, processor) -> tuple[list[np.ndarray], VideoMetadata]:
+    """Returns the frames that the processor samples from one video, `(H, W, 3)`, uint8, RGB each, and its metadata."""
+    rng = None if processor.seed is None else np.random.default_rng(processor.seed)
+
+    def choose_frames(metadata: VideoMetadata) -> np.ndarray:
+        return processor.sample_frames(metadata, fps=processor.fps, rng=rng)
+
+    (video,), name = split_batch(video), "the video"
+    if is_in_memory(video):
+        frames, metadata = select_frames(video, VideoMetadata(total_num_frames=len(video)), choose_frames, name)
+    else:
+        frames, metadata = read_video(video, choose_frames, name, processor.video_limits, processor.guard_decoding)
+    return in_memory_frames(frames, name), metadata
 
 
 def _of_largest_person(found: list[list[Crop]]) -> dict[int, np.ndarray]:

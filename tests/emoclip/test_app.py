@@ -40,6 +40,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from emoclip import app
+from emoclip.typed_text import parse_labels
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 LABELS = ["a smile", "lowered eyebrows", "wide: wide open eyes; raised eyebrows"]
@@ -266,7 +267,7 @@ def test_what_is_downloaded_is_what_the_pipeline_says(client, space_dir, clip):
         next(part for part in answer if str(part).endswith(kind)) for kind in ("csv", "json", "srt")
     )
     pipe = load_pipeline(str(space_dir / "model"))
-    expected = pipe.timeline(str(clip), pipe.parse_labels(LABELS), faces="none").to_pandas()
+    expected = pipe.timeline(str(clip), parse_labels(LABELS), faces="none").to_pandas()
     downloaded = pandas.read_csv(table)
     assert list(downloaded.columns) == list(expected.columns) and len(downloaded) == len(expected) == 4
     numbers = ["start", "end", *expected.columns[-3:]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emoclip import EmoCLIPConfig
-from modeling_emoclip.label_scoring import fitted_temperature, label_scores, label_texts, make_label_scorer, ranked
+from modeling_emoclip.label_scoring import fitted_temperature, label_scores, label_texts, make_label_scorer
 
 LOGITS = torch.tensor([[2.0, 1.0, -1.0], [0.5, 3.0, 3.0]])
 LABELS = ["calm", "amused", "tense"]
@@ -37,10 +37,13 @@ def test_labels_by_themselves_do_not_know_of_each_other():
 
 
 def test_the_answer_comes_first_also_if_it_is_uncertain():
-    entries = ranked(LABELS, torch.tensor([0.25, 0.5, 0.25]))
+    def ranked(scores, abstain_below=None):
+        return make_label_scorer(config_of(), LABELS, abstain_below=abstain_below).ranked(scores)
+
+    entries = ranked(torch.tensor([0.25, 0.5, 0.25]))
     assert entries == [{"label": x, "score": y} for x, y in (("amused", 0.5), ("calm", 0.25), ("tense", 0.25))]
-    assert ranked(LABELS, [0.25, 0.5, 0.25], abstain_below=0.5) == entries
-    uncertain = ranked(LABELS, [0.25, 0.5, 0.25], abstain_below=0.51)
+    assert ranked([0.25, 0.5, 0.25], abstain_below=0.5) == entries
+    uncertain = ranked([0.25, 0.5, 0.25], abstain_below=0.51)
     assert uncertain == [{"label": "uncertain", "score": 0.5}, *entries]
     assert json.loads(json.dumps(uncertain)) == uncertain
 

@@ -16,7 +16,7 @@ from local_hub import USER, Commit, File, LocalHub, Repo
 from PIL import Image
 
 from emoclip import EmoCLIPForVideoClassification, EmoCLIPForVideoRegression, EmoCLIPProcessor
-from training import evaluate as command
+from training import evaluate_model as command
 from training import train
 from training.cache import feature_cache
 from training.metrics.uar.uar import unweighted_average_recall
@@ -245,7 +245,7 @@ def test_two_processes_and_a_hub_id_give_the_same(run_dir, own_videos, cache_dir
     model = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
     files = {name: File((run_dir / name).read_bytes(), name.endswith(".safetensors")) for name in model}
     where = ["--data-dir", own_videos, "--cache-dir", cache_dir, "--output", tmp_path / "two", "--batch-size", "2"]
-    command = [sys.executable, "-m", "training.evaluate", f"{USER}/emoclip", "own", *where]
+    command = [sys.executable, "-m", "training.evaluate_model", f"{USER}/emoclip", "own", *where]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     # What accelerate launch sets, without a third process.

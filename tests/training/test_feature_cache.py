@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, sys, time
 import datasets
-from modeling_emoclip import EmoCLIPModel, EmoCLIPProcessor, EmoCLIPVideoProcessor
+from emoclip import EmoCLIPModel, EmoCLIPProcessor, EmoCLIPVideoProcessor
 from training.cache import feature_cache
 
 clip_dir, cache_dir, paths, hang = sys.argv[1:]

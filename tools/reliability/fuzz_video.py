@@ -7,8 +7,8 @@ Each file must be decoded, or be one error that names it. What goes wrong otherw
 status 1: a crash or a hang of the caller, another error, memory that grows. With --time-lines a time line is made of
 each file, all its frames, and then drawn into it, with its sound; without, three of its frames are read. With
 --in-process there is no guarded process, and a crash is the caller's: it is counted, and the next file is read in a
-new one. --record puts the counts into docs/reliability.json, from which `python -m tools.reliability` writes the
-table of docs/reliability.md.
+new one. --record puts the counts into docs/reliability.json, from which `python -m tools.reliability.report` writes
+the table of docs/reliability.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
 from modeling_emoclip.video_limits import VideoDecodeError
 from modeling_emoclip.video_reading import read_video
-from tools.reliability.reliability import keep
+from tools.reliability.report import keep
 from tools.reliability.video_mutations import Mutation, make_videos, mutations
 
 TIME_LIMIT = 10.0  # seconds for a file, of `VideoLimits`

@@ -20,7 +20,7 @@ import numpy as np
 
 from emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
 from modeling_emoclip.video_reading import read_video
-from tools.reliability.reliability import keep
+from tools.reliability.report import keep
 from tools.reliability.video_mutations import write_noise
 
 TURNS = 12

@@ -24,7 +24,7 @@ import numpy as np
 from modeling_emoclip import video_guard
 from modeling_emoclip.video_reading import read_video
 from tools.reliability.fuzz_video import first_middle_last
-from tools.reliability.reliability import keep
+from tools.reliability.report import keep
 from tools.reliability.video_mutations import write_noise
 
 MOST_MEGABYTES = 100

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from emoclip import EmoCLIPModel, EmoCLIPProcessor, ZeroShotVideoClassificationPipeline
-from tools.reliability.reliability import keep
+from tools.reliability.report import keep
 from tools.reliability.video_mutations import make_videos, mutations
 
 TINY_CLIP = Path(__file__).parents[2] / "examples" / "tiny_clip"

@@ -5,8 +5,8 @@ python -m training.compare.calibrate CHECKPOINT [DATASET --data-dir FOLDER] [--l
 
 CHECKPOINT is the output folder of training/train.py or an exported folder; the model must be a zero-shot EmoCLIPModel.
 By default the clips are the validation clips of the run, according to its recipe.yaml; DATASET selects another data
-set, see training/evaluate.py. The pipeline then divides the logits of exactly these labels, given by their names, by
-the temperature. calibration.json, beside config.json, contains the calibration error (ECE) before and after, and
+set, see evaluate_model.py. The pipeline then divides the logits of exactly these labels, given by their names, by the
+temperature. calibration.json, beside config.json, contains the calibration error (ECE) before and after, and
 reliability_NAME.png plots it. The result is valid for clips similar to those of the fit.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from emoclip.files import written
 from training.build import load_rows, validation_name
 from training.collate import Clips, Collator
 from training.compare.calibration import calibrate, draw_reliability
-from training.evaluate import DATA_SETS, load_clips, load_model, sources
+from training.evaluate_model import DATA_SETS, load_clips, load_model, sources
 from training.evaluation import predict_set
 from training.predictions import Predictions, collect_outputs
 from training.recipe import EvaluationSet, load_recipe
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Parses the command line; option names match training/evaluate.py."""
+    """Parses the command line; option names match training/evaluate_model.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder")
     parser.add_argument("data_set", nargs="?", help=f"{', '.join(DATA_SETS)}, or module.Class; default: the run's own")
@@ -141,7 +142,7 @@ def own_validation_clips(options: argparse.Namespace, processor) -> tuple[str, C
     data = " ".join(filter(None, (recipe.data.builder.rpartition(".")[2], recipe.data.config_name, name)))
     return (
         data,
-        Clips(rows, processor.video_processor, on_error=options.on_error),
+        Clips(rows, processor.video_processor, replace(recipe.data, on_error=options.on_error)),
         EvaluationSet(name, None, options.labels),
     )
 

@@ -12,12 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from huggingface_hub import ModelCard
+
 from training.publish.card import data_sets
 from training.publish.check_hub_folder import check
 from training.publish.export import load_run
 from training.publish.hub import HubPusher, PushError
 from training.publish.space import is_space
-from training.recipe import Recipe, load_recipe
+from training.recipe import load_recipe
 
 RIGHT = "--i-have-the-right-to-publish"
 
@@ -34,13 +36,11 @@ def main(arguments: list[str] | None = None):
     if is_space(folder):
         if not options.repo:
             parser.error("a Space needs --repo")
-        hub_dir = folder / "model"  # not there if the Space loads a model from the Hub
     elif not (hub_dir / "recipe.yaml").is_file():
         parser.error(f"{hub_dir} is no exported run: python -m training.publish.export {folder}")
     try:
-        recipe = load_recipe(hub_dir / "recipe.yaml") if (hub_dir / "recipe.yaml").is_file() else None
-        if recipe is not None and not options.private and not options.has_right:
-            refuse_licensed(recipe)
+        if not options.private and not options.has_right:
+            refuse_licensed(folder)
         if is_space(folder):
             pusher = HubPusher(options.repo, options.private, folder.parent, "space")
             pusher.finish(folder, "EmoCLIP: the app")
@@ -71,9 +71,16 @@ def push(run_dir: Path, hub_dir: Path, pusher: HubPusher) -> str:
     return f"pushed {pusher.url} ({visibility}); loaded back, its logits differ by at most {difference:.1e}"
 
 
-def refuse_licensed(recipe: Recipe):
-    """Raises a PushError if the weights come from data under a licence agreement."""
-    if names := [one.name for one in data_sets(recipe) if one.is_learnt and one.is_licensed]:
+def refuse_licensed(folder: Path):
+    """Raises a PushError if the weights in a run's or a Space's folder come from data under a licence agreement."""
+    if is_space(folder):
+        card = ModelCard.load(folder / "README.md").data
+        is_open = not (folder / "model").is_dir() or card.license == "apache-2.0"
+        names = [] if is_open else [card.license_name.removesuffix("-agreement")]
+    else:
+        sets = data_sets(load_recipe(folder / "recipe.yaml"))
+        names = [one.name for one in sets if one.is_learnt and one.is_licensed]
+    if names:
         raise PushError(
             f"the weights were trained on licensed data ({', '.join(names)}), which may forbid to publish them; push "
             f"with --private, or with {RIGHT} if you have it",

@@ -8,7 +8,7 @@ python -m tools.reliability.fuzz_video --number 980 --time-lines --in-process --
 python -m tools.reliability.long_run --record
 python -m tools.reliability.hostile_files --record
 python -m tools.reliability.guard_cost --record
-python -m tools.reliability
+python -m tools.reliability.report
 """
 
 import json

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates a model on the evaluation sets of a recipe, or on a data set given on the command line.
 
-python -m training.evaluate CHECKPOINT DATASET --data-dir FOLDER [--fold all]
+python -m training.evaluate_model CHECKPOINT DATASET --data-dir FOLDER [--fold all]
 
 CHECKPOINT is the output folder of training/train.py, an exported folder or a Hub id; DATASET is dfew, ferv39k, mafw,
 afew, own, synthetic_faces or the `module.Class` of a builder in training/data. A model with a text tower scores the
