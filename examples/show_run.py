@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows the results of a run on rendered faces: a table, a picture, and predictions of the exported model.
+"""Shows the results of a run on rendered faces: a table, a picture, and the exported model's scores on unseen clips.
 
 python examples/show_run.py outputs/synthetic_emoclip [video.mp4]
 
-The clips are unseen; a separate process with access to the exported folder only predicts (examples/zero_shot_clip.py).
+The predictions come from a separate process that can access only the exported folder (examples/zero_shot_clip.py).
 """
 
 import argparse
