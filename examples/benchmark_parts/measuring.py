@@ -110,7 +110,7 @@ class Line:
 def in_turns(ways: dict[str, Callable], rounds: int, title: str) -> dict[str, float]:
     """Times each way and returns its median seconds; each round runs every way once, so that all see the same load."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in tqdm(range(-1, rounds), title, leave=False):  # the first round warms up
+    for number in tqdm(range(-1, rounds), title, leave=False):  # round -1 is the warm-up
         for name, run in ways.items():
             start = time.perf_counter()
             run()

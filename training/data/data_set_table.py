@@ -26,7 +26,7 @@ from training.data.synthetic_faces import SyntheticFaces
 # Keys: names on the doctor's command line.
 BUILDERS = {"dfew": DFEW, "ferv39k": FERV39k, "mafw": MAFW, "afew": AFEW, "own": OwnVideos}
 ALL = (*BUILDERS.values(), SyntheticFaces)
-WIDTH = 100  # of a terminal, in columns
+WIDTH = 100  # terminal columns
 SPLITS = ("train", "validation", "test")
 
 HEAD = f"""\

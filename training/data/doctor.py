@@ -180,7 +180,7 @@ def check_folds(listed: list[Listed], findings: Findings):
     seen: dict[tuple, tuple[str, str]] = {}
     for one in listed:
         for clip in one.clips["test"] if one.builder.config.fold else []:
-            kind = one.name.rstrip("0123456789")  # MAFW tests a clip in "fold1" and in "compound_fold3"
+            kind = one.name.rstrip("0123456789")  # in MAFW, "fold1" and "compound_fold3" may test the same clip
             first_name, source = seen.setdefault((kind, clip.clip_id), (one.name, clip.source))
             if first_name != one.name:
                 what = f"{clip.clip_id!r} is tested in {first_name} already: {source}"

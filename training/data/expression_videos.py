@@ -64,7 +64,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
     SIZES: ClassVar[dict[str, dict[str, int]]] = {}
     CLASS_COUNTS: ClassVar[dict[str, dict[str, dict[str, int]]]] = {}
     COUNTS_ADVICE: ClassVar[str] = COUNTS_ADVICE
-    ENCODINGS: ClassVar[tuple[str, ...]] = ("utf-8",)  # of lists, in the order in which they are tried
+    ENCODINGS: ClassVar[tuple[str, ...]] = ("utf-8",)  # encodings of lists, tried in this order
 
     def __init__(self, *args, hash=None, **kwargs):
         super().__init__(*args, hash=hash, **kwargs)

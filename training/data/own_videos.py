@@ -160,7 +160,7 @@ def _read_metadata(path: Path, root: Path, encodings: tuple[str, ...]) -> Iterat
         split = values.get("split") or (first if first.lower() in SPLITS else "train")
         if split.lower() not in SPLITS:
             raise ValueError(f"{source}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
-        # Tables in several folders may each have a 1.mp4.
+        # Tables in several folders may each list a 1.mp4.
         name = file_name if path.parent == root else os.path.join(path.parent.name, file_name)
         clip_id = values.get("clip_id") or "/".join(path_parts(name))
         yield Row(values, clip_id, os.path.join(path.parent, file_name), SPLITS[split.lower()], source)

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None):
         print(publish(options))
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
         text = str(error.__cause__ if isinstance(error, datasets.exceptions.DatasetsError) else error)
-        parser.error(text if isinstance(error, ValueError) else " ".join(text.split()))  # the Hub's have paragraphs
+        parser.error(text if isinstance(error, ValueError) else " ".join(text.split()))  # Hub errors have paragraphs
 
 
 def check_options(options: argparse.Namespace):
