@@ -80,14 +80,15 @@ class ZeroShotVideoClassificationPipeline(pipeline_emoclip.ZeroShotVideoClassifi
         if hasattr(self, "encode_frames"):  # otherwise `__init__` is about to make it
             self.encode_frames.model = model
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, folder: str | os.PathLike, **kwargs):
         """Saves model, processor and the code of a model repository, which needs no installed package."""
         base = pipeline_emoclip.ZeroShotVideoClassificationPipeline(model=self.model, processor=self.processor)
         base._registered_impl = {
             pipeline_emoclip.TASK: {"impl": type(base), "pt": self._registered_impl[pipeline_emoclip.TASK]["pt"]}
         }
         try:
-            return base.save_pretrained(*args, **kwargs)
+            base.save_pretrained(folder, **kwargs)
+            self.processor.save_pretrained(folder)
         finally:
             self.model.config.__dict__.pop("custom_pipelines", None)  # of the saved folder only
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear probes on video embeddings: a classifier for labels, a regression for numbers such as severities of symptoms.
+"""Linear probes on video embeddings: classification for labels, regression for numbers such as symptom severities.
 
 python examples/embeddings_linear_probe.py MODEL                      on rendered faces
 python examples/embeddings_linear_probe.py MODEL clips.csv [--faces largest]      on clips of your own
 
-clips.csv has a row for each clip: `file_name`, relative to it, `split`, train or test, and any other columns to
-predict: numbers are regressed, texts are classes. People of the test clips should not be in the training clips.
+clips.csv has one row per clip with `file_name`, relative to the table, `split`, train or test, and any columns to
+predict: numbers are regressed, texts are classes. People in the test clips should not appear in the training clips.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from training.data.synthetic_faces import TARGETS, SyntheticFaces
 from training.metrics.ccc.ccc import concordance_correlation
 from training.metrics.pcc.pcc import pearson_correlation
 
-PENALTIES = np.logspace(-2, 5, 15)  # of the ridge; chosen by cross-validation on the training clips
+PENALTIES = np.logspace(-2, 5, 15)  # for ridge regression; chosen by cross-validation on the training clips
 
 
 def main(arguments: list[str] | None = None):
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None):
 
 
 def own_clips(table: Path) -> pd.DataFrame:
-    """The table, with whole paths."""
+    """Reads the table and prepends its folder to the file names."""
     clips = pd.read_csv(table)
     if missing := {"file_name", "split"} - set(clips.columns):
         raise SystemExit(f"{table} has no column {', '.join(sorted(missing))}")
@@ -56,8 +56,8 @@ def own_clips(table: Path) -> pd.DataFrame:
 
 
 def rendered_clips(num_train: int) -> pd.DataFrame:
-    """Clips of the rendered world: the seven emotions that training shows, and the three made-up severities."""
-    builder = SyntheticFaces(config_name="clips", num_train=3000)  # as in the demo, which has rendered them
+    """Renders clips of the seven emotions that occur in training, with their three made-up severities."""
+    builder = SyntheticFaces(config_name="clips", num_train=3000)  # same as in the demo, to reuse its rendered clips
     builder.download_and_prepare()
     parts = []
     for split, number in (("train", num_train), ("test", None)):
@@ -71,12 +71,12 @@ def rendered_clips(num_train: int) -> pd.DataFrame:
 
 
 def probe(embeds: np.ndarray, values: np.ndarray, is_train: np.ndarray) -> str:
-    """What a linear model of the training rows says about the test rows.
+    """Fits a linear model on the training rows and formats its scores on the test rows.
 
     Args:
-        embeds: `(N, D)`.
-        values: `(N,)`, numbers or texts.
-        is_train: `(N,)`, bool.
+        embeds: video embeddings `(N, D)`.
+        values: numbers or texts to predict `(N,)`.
+        is_train: mask of the training rows `(N,)`, bool.
     """
     truth = values[~is_train]
     if np.issubdtype(values.dtype, np.number):

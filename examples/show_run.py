@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run on rendered faces learnt: a table, a picture, and the exported model at work on clips it never saw.
+"""Shows the results of a run on rendered faces: a table, a picture, and the exported model's scores on unseen clips.
 
 python examples/show_run.py outputs/synthetic_emoclip [video.mp4]
 
-The predictions come from a process of its own that knows the exported folder only (examples/zero_shot_clip.py).
+The predictions come from a separate process that can access only the exported folder (examples/zero_shot_clip.py).
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main():
 
 
 def print_table(metrics: dict):
-    """Percent, beside chance and beside the same CLIP with the mean of its frames before any training."""
+    """Prints the scores in percent, next to chance and to the same CLIP with mean-pooled frames before training."""
     print(f"\nZero-shot on clips of people never seen, in percent ({metrics['title']}, {metrics['seconds']:.0f} s)\n")
     print(f"{'':42}{'':>7}{'':>8}  {'before: CLIP,':>15}  {'after':>15}")
     print(f"{'':42}{'':>7}{'':>8}  {'mean of frames':>15}  {'training':>15}")
@@ -78,7 +78,7 @@ def print_scores(scores: list[dict]):
 
 
 def unseen_clips(run: Path):
-    """The first test clip of each held-out emotion, then of seen ones: picked by position, not by their scores."""
+    """Selects the first test clip of each held-out emotion, then of seen ones; independent of their scores."""
     recipe = load_recipe(run / "recipe.yaml")
     builder = load_builder(recipe.data)
     test = builder.as_dataset("test")
@@ -89,7 +89,7 @@ def unseen_clips(run: Path):
 
 
 def predict(hub_dir: Path, videos: list[str]) -> list[list[dict]]:
-    """Scores of `zero_shot_clip.py`, run outside this checkout in a process that cannot import it."""
+    """Runs `zero_shot_clip.py` in a process that cannot import this checkout, and returns its scores."""
     script = Path(__file__).with_name("zero_shot_clip.py").resolve()
     command = [sys.executable, "-I", str(script), str(hub_dir.resolve()), *videos, "--json"]
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -100,7 +100,7 @@ def predict(hub_dir: Path, videos: list[str]) -> list[list[dict]]:
 
 
 def draw(rows, predictions: list[list[dict]], metrics: dict, path: Path):
-    """One row for each clip: frames, what is shown, and the highest scores; on top, the table's bars."""
+    """Draws a bar chart of the table, and one row per clip with frames, caption and highest scores."""
     figure = plt.figure(figsize=(11, 2.6 + 1.45 * len(rows)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[2.6, 1.45 * len(rows)])
     draw_bars(top.subplots(), metrics)

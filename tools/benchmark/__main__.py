@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast EmoCLIP is, in ratios: each measured in one run, in turns, medians, beside the processor's own peak.
+"""Benchmark of EmoCLIP's speed: ratios of medians timed in turns in one run, and the processor's peak.
 
 python -m tools.benchmark [--full] [--json FILE] [--parts encoding calls ...] [--page docs/performance.md]
 
-Random weights in the shape of ViT-B/32; nothing is downloaded. A few minutes on two idle cores, with --full an hour.
+Random weights in the shape of ViT-B/32, no download. A few minutes on two idle cores, or an hour with --full.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def measure(sizes, parts: list[str], path: Path | None) -> dict:
-    """Written after each part, so that an end before its time loses one part only."""
+    """Measures the parts and writes the results after each one, so that an interruption loses one part only."""
     measured = {"machine": machine({}), "lines": [], "growth": {}}
     with tempfile.TemporaryDirectory() as folder:
         for part in ["encoding", *PARTS, "growth"]:

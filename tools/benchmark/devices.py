@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Part 7: a GPU, where there is one; the same code runs on a CPU, for its test."""
+"""Part 7 of the benchmark: a GPU, if available; the test runs the same code on a CPU."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def gpu_lines(sizes: Sizes, folder: Path) -> list[Line]:
 
 
 def encoding_on(sizes: Sizes, device: str, vision: str) -> list[Line]:
-    """Frames a second, their share of the bfloat16 peak, and training steps."""
+    """Measures frames per second, their share of the bfloat16 peak, and training speed."""
     model = make_model(sizes, vision=vision).to(device)
     frames = random_frames(sizes, FRAMES[device]).to(device)
     work = operations(lambda: model.vision_model(pixel_values=frames[:1])) * len(frames)
@@ -54,7 +54,7 @@ def encoding_on(sizes: Sizes, device: str, vision: str) -> list[Line]:
 
 
 def calls_on(sizes: Sizes, device: str, folder: Path) -> list[Line]:
-    """Whether decoding keeps up."""
+    """Measures whether decoding keeps up with encoding."""
     pipe, film = make_pipe(sizes, device=device), str(write_film(folder / "gpu.mp4", sizes.film_seconds))
     frames = random_frames(sizes, sizes.num_frames)
     ready = waits_for(device)

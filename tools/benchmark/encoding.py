@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Part 1: encoding frames, against the originals' way and against what the processor can do at all."""
+"""Part 1 of the benchmark: encoding frames, compared to the originals' code and to the processor's peak."""
 
 from pathlib import Path
 
@@ -38,9 +38,9 @@ PRODUCTS = {
 
 
 class RoundedToBfloat16(TorchDispatchMode):
-    """bfloat16 on a processor that has none: operations in float32, what they take and give rounded, as others do it.
+    """Emulation of bfloat16 on processors without it: operations run in float32 with rounded inputs and outputs.
 
-    All of them, or with `products_alone` those that torch.autocast would do so; the sums between layers stay exact.
+    With `products_alone`, only those that torch.autocast would run in bfloat16; sums between layers stay exact.
     """
 
     def __init__(self, products_alone: bool = False):
@@ -60,7 +60,7 @@ def rounded(value):
 
 
 def encoding_lines(sizes: Sizes) -> tuple[list[Line], dict]:
-    """The lines, and the machine's peaks in floating point operations a second."""
+    """Measures encoding; returns the lines, and the machine's peaks in floating point operations per second."""
     pipe, int8 = make_pipe(sizes), make_pipe(sizes, int8=True)
     fast = fast_dtype(pipe.model)
     pixels = random_frames(sizes, sizes.num_clips * sizes.num_frames)
@@ -83,12 +83,12 @@ def encoding_lines(sizes: Sizes) -> tuple[list[Line], dict]:
 
 
 def peak_types(fast: torch.dtype) -> list[str]:
-    # Where the processor has no instructions for it, a product takes minutes, and nothing here uses it.
+    # Without bfloat16 instructions, a product takes minutes, and nothing here uses bfloat16.
     return ["float32", "bfloat16"] if fast is torch.bfloat16 else ["float32"]
 
 
 def originals_way(sizes: Sizes, pipe, clips: torch.Tensor):
-    """float32, attention written out, all frames in one batch, the class texts in every call, padded to 77."""
+    """Returns a call as in the originals: float32, eager attention, one batch, texts padded to 77 in every call."""
     model = make_model(sizes, "eager")
     texts = [f"an expression of {label}." for label in LABELS]
     tokens = pipe.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt")
@@ -109,7 +109,7 @@ def speed_lines(seconds: dict, peaks: dict, work: float, fast: torch.dtype) -> l
 
 @torch.no_grad()
 def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
-    """How near bfloat16 and int8 are to float32: random weights of the real size, and answers of a trained CLIP."""
+    """Compares bfloat16 and int8 to float32: embeddings of a full-size random model, answers of a trained CLIP."""
     how = "" if fast is torch.bfloat16 else "emulated: float32, each result rounded"
     model, frames = make_model(sizes), random_frames(sizes, 8)
     exact = FrameEncoder(model)(frames)
@@ -153,7 +153,7 @@ def in_emulation(model, frames: torch.Tensor, products_alone: bool = False) -> t
 
 
 def faces_and_classes(sizes: Sizes, model) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two frames of each rendered clip, `(2 x clips, 3, H, W)`, and the embeddings of the emotions' names `(C, D)`."""
+    """Returns two frames of each rendered clip, `(2 x clips, 3, H, W)`, and embeddings of emotion names, `(C, D)`."""
     processor = EmoCLIPProcessor.from_clip(str(TINY_CLIP), num_frames=2)
     clips = [render_clip(sample_clip(0, "test", number), num_frames=2) for number in tqdm(range(sizes.faces), "faces")]
     pixels = processor(videos=list(np.stack(clips)), return_tensors="pt").pixel_values_videos

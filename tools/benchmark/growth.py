@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the cost of a call grows with frames, clips, labels and the film's length."""
+"""Growth part of the benchmark: the cost of a call as a function of frames, clips, labels and film length."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ TIMES = (1, 2, 4)
 
 
 def growth(sizes: Sizes, folder: Path) -> Growth:
-    """Of each thing that grows: how much of it, and seconds."""
+    """Measures the seconds of a call for each quantity: name -> (amount, seconds)."""
     pipe = make_pipe(sizes)
     film, few = str(write_film(folder / "growth_1.mp4", 1)), max(1, sizes.num_frames // 4)
     longer = {n: str(write_film(folder / f"growth_{n}.mp4", n)) for n in (2 * times for times in TIMES)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every part of the benchmark uses: sizes, lines of the table, timing in turns, a model and a film."""
+"""Shared functions of the benchmark parts: sizes, table lines, timing in turns, test models and films."""
 
 import statistics
 import time
@@ -41,12 +41,12 @@ VISION = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """The sizes of the measurements."""
 
     vision: str = "B/32"
     rounds: int = 3
-    num_frames: int = 16  # of a clip
-    num_clips: int = 2  # at once
+    num_frames: int = 16  # per clip
+    num_clips: int = 2  # per batch
     film_seconds: int = 4
     timeline_seconds: int = 6
     live_frames: int = 40
@@ -54,7 +54,7 @@ class Sizes:
     epoch_clips: int = 2000
     cached_clips: tuple[int, int] = (200, 800)
     contrastive_clips: int = 1024
-    product: int = 2048  # rows and columns of the matrices that show the machine's peak
+    product: int = 2048  # rows and columns of the matrices that measure the machine's peak
     compiles: bool = True
 
 
@@ -93,8 +93,8 @@ class Line:
     what: str
     value: float | None  # None: not measured
     unit: str = "x"
-    least: float | None = None  # what the value should be at least, or
-    most: float | None = None  # at most
+    least: float | None = None  # goal: lower bound
+    most: float | None = None  # goal: upper bound
     note: str = ""
 
     @property
@@ -108,9 +108,9 @@ class Line:
 
 
 def in_turns(ways: dict[str, Callable], rounds: int, title: str) -> dict[str, float]:
-    """Seconds of each way, the median over rounds; in a round each one runs once, so that all meet the same load."""
+    """Times each way and returns its median seconds; each round runs every way once, so that all see the same load."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in tqdm(range(-1, rounds), title, leave=False):  # the first round warms up
+    for number in tqdm(range(-1, rounds), title, leave=False):  # round -1 is the warm-up
         for name, run in ways.items():
             start = time.perf_counter()
             run()
@@ -120,14 +120,14 @@ def in_turns(ways: dict[str, Callable], rounds: int, title: str) -> dict[str, fl
 
 
 def product(dtype: torch.dtype, size: int, device: str = "cpu") -> tuple[Callable, float]:
-    """A square matrix product to run, and its floating point operations."""
+    """Returns a square matrix product to run, and its number of floating point operations."""
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return lambda: one @ other, 2.0 * size**3
 
 
 @torch.no_grad()
 def operations(run: Callable) -> float:
-    """Floating point operations of matrix products, counted."""
+    """Counts the floating point operations of matrix products during a call."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
@@ -141,7 +141,7 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def make_model(sizes: Sizes, attention: str = "sdpa", vision: str | None = None) -> EmoCLIPModel:
-    """Random weights, the same in every call."""
+    """Builds a model with random weights, the same in every call."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
@@ -168,7 +168,7 @@ def random_frames(sizes: Sizes, number: int) -> torch.Tensor:
 
 
 def write_film(path: Path, seconds: int, width: int = 640, height: int = 360, fps: int = 25) -> Path:
-    """H.264 as cameras and the web make it: moving noise with soft edges, a key frame in every ten seconds."""
+    """Writes an H.264 film as cameras and the web do: moving noise with soft edges, a key frame every ten seconds."""
     noise = np.random.default_rng(0).integers(0, 255, (height // 20, width // 10, 3), dtype=np.uint8)
     picture = noise.repeat(20, axis=0).repeat(20, axis=1)
     with av.open(str(path), "w") as container:

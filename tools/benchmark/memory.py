@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Part 6: memory, the peaks of processes of their own; on Linux, whose kernel counts them."""
+"""Part 6 of the benchmark: peak memory, measured in separate processes; only on Linux, whose kernel records it."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def memory_lines(sizes: Sizes, folder: Path) -> list[Line]:
 
 
 def peak(what: str, sizes: Sizes, folder: Path, *arguments: int) -> dict[str, float]:
-    """MB: `whole` of the process while it works, `peak` what of it was added to the loaded model."""
+    """Measures peaks in MB in a new process: `whole` of the process, `peak` of what it adds to the loaded model."""
     command = [sys.executable, "-m", "tools.benchmark.memory", what, json.dumps(asdict(sizes)), str(folder)]
     command += map(str, arguments)
     paths = [str(ROOT)]
@@ -71,7 +71,7 @@ def clips(sizes: Sizes, folder: Path, number: int):
 
 
 def contrastive(sizes: Sizes, folder: Path, number: int, chunk: int):
-    """Frames from cache, the temporal transformer is trained: 2 layers over 1 + 16 tokens."""
+    """Prepares a training step of the temporal transformer on cached frames: 2 layers over 1 + 16 tokens."""
     model, accelerator = make_model(sizes), Accelerator(cpu=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("temporal.", "logit_scale")))
@@ -85,7 +85,7 @@ def contrastive(sizes: Sizes, folder: Path, number: int, chunk: int):
 
 
 def caching(sizes: Sizes, folder: Path, number: int):
-    """With the tiny tower: what grows would be what is kept of clips, which does not depend on it."""
+    """Prepares caching with the tiny tower, because memory per clip does not depend on the tower."""
     small = Sizes(vision="tiny", num_frames=4)
     film = write_film(folder / "clip.mp4", 1, width=64, height=48, fps=8)
     paths = [str(folder / f"clip_{index}.mp4") for index in range(number)]
@@ -103,7 +103,7 @@ def main(what: str, sizes: str, folder: str, *arguments: str) -> None:
         Sizes(**sizes | {"cached_clips": tuple(sizes["cached_clips"])}), Path(folder), *map(int, arguments)
     )
     before = memory("VmRSS")
-    # Not getrusage's ru_maxrss, which a process has from the one that started it.
+    # Not getrusage's ru_maxrss, which a process inherits from its parent.
     PEAK_STARTS_ANEW.write_text("5")
     run()
     after = memory("VmHWM")
@@ -111,7 +111,7 @@ def main(what: str, sizes: str, folder: str, *arguments: str) -> None:
 
 
 def memory(field: str) -> float:
-    """MB of this process, as the kernel counts them."""
+    """Reads a memory field of this process from the kernel, in MB."""
     return int(re.search(rf"{field}:\s+(\d+)", STATUS.read_text())[1]) / 1024
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Part 4: time lines, and how old the answer of a live stream is."""
+"""Part 4 of the benchmark: time lines, and the latency of a live stream."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ SOURCE_FPS = 25
 
 
 def timeline_lines(sizes: Sizes, folder: Path) -> list[Line]:
-    """Every window anew is timed on a few of them and scaled up: they all cost the same."""
+    """Compares a time line to scoring every window separately, timed on a few and scaled up as all cost the same."""
     pipe = make_pipe(sizes)
     pipe.processor.video_processor.num_frames = OVERLAP
     film = write_film(folder / "long.mp4", sizes.timeline_seconds)
@@ -35,7 +35,7 @@ def timeline_lines(sizes: Sizes, folder: Path) -> list[Line]:
 
 
 def live_lines(sizes: Sizes) -> list[Line]:
-    """From when a frame comes, 25 a second, to its scores; frames that cannot be kept up with are dropped."""
+    """Measures the time from a frame, of 25 per second, to its scores; frames that arrive too fast are dropped."""
     pipe, ages = make_pipe(sizes), []
     frame = np.random.default_rng(0).integers(0, 255, (360, 640, 3), dtype=np.uint8)
     start = time.monotonic()

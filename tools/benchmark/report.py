@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table, on screen and in docs/performance.md, whose text around it is written by hand."""
+"""Report of the benchmark: the table on screen and in docs/performance.md, whose other text is written by hand."""
 
 import os
 import platform
@@ -72,7 +72,7 @@ def about(measured: dict) -> str:
 
 
 def write_page(page: Path, measured: dict) -> None:
-    """Puts the table between its markers; the rest of the page stays."""
+    """Replaces the table between its markers and keeps the rest of the page."""
     text = page.read_text(encoding="utf-8")
     before, after = text.split(START)[0], text.split(END)[1]
     page.write_text(f"{before}{START}\n\n{about(measured)}\n\n{table(measured)}\n\n{END}{after}", encoding="utf-8")

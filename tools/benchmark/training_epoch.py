@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Part 5: an epoch of the temporal part from cached frames, against encoding the frames again, as the originals do.
+"""Part 5 of the benchmark: a temporal training epoch from cached frames, against re-encoding them as the originals do.
 
-The cached features are random, on disk as training finds them. Encoding is timed on some frames and scaled up.
+The cached features are random, on disk as in training. Encoding is timed on some frames and scaled up.
 """
 
 import time
@@ -20,7 +20,7 @@ from training.collate import Clips, Collator
 from training.data.views import SeededSampler
 
 PART = "5 training"
-FRAMES = 32  # of a clip, as EmoCLIP trains
+FRAMES = 32  # per clip, as in EmoCLIP's training
 BATCH = 64
 ENCODED_AT_ONCE = 32
 
@@ -46,7 +46,7 @@ def training_lines(sizes: Sizes, folder: Path) -> list[Line]:
 
 
 def fed_and_constant(model, loader) -> float:
-    """Medians; a step on the next batch, with fetching it, and one on a batch that is there, in turns."""
+    """Returns the ratio of the median step times with loading of the next batch and on a constant batch, in turns."""
     step, batches = make_step(model), iter(loader)
     constant = next(batches)
     ways = {"fed": lambda: step(next(batches)), "constant": lambda: step(constant)}
@@ -55,7 +55,7 @@ def fed_and_constant(model, loader) -> float:
 
 
 def make_loader(sizes: Sizes, model, processor, folder: Path):
-    """Of clips whose frames are in a cache, as `training.build` makes it."""
+    """Builds a loader of clips with cached frames, as `training.build` does."""
     frame_embeds = write_cache(folder, sizes.epoch_clips, model.config.projection_dim)
     captions = [f"caption number {number % 500}" for number in range(sizes.epoch_clips)]
     text_embeds = {caption: torch.randn(model.config.projection_dim) for caption in set(captions)}
@@ -67,7 +67,7 @@ def make_loader(sizes: Sizes, model, processor, folder: Path):
 
 
 def write_cache(folder: Path, num_clips: int, width: int) -> FrameEmbeds:
-    """Random embeddings in shards as `encode_frames` leaves them."""
+    """Writes random embeddings in shards like those of `encode_frames`."""
     places = []
     for start in tqdm(range(0, num_clips, CLIPS_PER_SHARD), "writing random features", leave=False):
         count = min(CLIPS_PER_SHARD, num_clips - start)
@@ -78,7 +78,7 @@ def write_cache(folder: Path, num_clips: int, width: int) -> FrameEmbeds:
 
 
 def train(model, batches) -> None:
-    """All steps, as training takes them."""
+    """Runs all training steps of an epoch."""
     step = make_step(model)
     for batch in batches:
         step(batch)
@@ -99,7 +99,7 @@ def make_step(model):
 
 
 def clips_per_second(model, clips: torch.Tensor, trains_towers: bool) -> float:
-    """Of one step on pixels; for part 7."""
+    """Measures clips per second of one training step on pixels, for part 7."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains_towers or name.startswith(("temporal.", "logit_scale")))
     text_embeds = torch.randn(len(clips), model.config.projection_dim, device=clips.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What might have made encoding faster: each way against the one that is in use, in turns."""
+"""Alternatives that might speed up encoding, each timed in turns against the code in use."""
 
 import shutil
 
@@ -22,7 +22,7 @@ def tried_lines(sizes: Sizes) -> list[Line]:
 
 
 def part_lines(model, frames: torch.Tensor, rounds: int) -> list[Line]:
-    """Parts of the tower, many times each, since they take milliseconds."""
+    """Times parts of the tower in many rounds, since each takes milliseconds."""
     tower = model.vision_model
     convolution, layer = tower.embeddings.patch_embedding, tower.encoder.layers[0]
     channels_last = nn.Conv2d(3, convolution.out_channels, convolution.kernel_size, convolution.stride, bias=False)
@@ -51,7 +51,7 @@ def part_lines(model, frames: torch.Tensor, rounds: int) -> list[Line]:
 
 
 def patches(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """`(N, 3, H, W)` -> `(N, patches, 3 x size x size)`."""
+    """Splits frames `(N, 3, H, W)` into flattened patches `(N, patches, 3 x size x size)`."""
     across = frames.unflatten(2, (-1, size)).unflatten(4, (-1, size))  # (N, 3, rows, size, columns, size)
     return across.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 

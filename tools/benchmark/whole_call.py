@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts 2 and 3: from a file to scores; the second call; start-up."""
+"""Parts 2 and 3 of the benchmark: from a file to scores; a second call, and start-up."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def call_lines(sizes: Sizes, folder: Path) -> list[Line]:
 
 
 class NaiveCLIP:
-    """transformers' CLIP, used as its page shows for an image: every frame, the texts each time, float32."""
+    """transformers' CLIP, used as its documentation shows for an image: every frame, texts in each call, float32."""
 
     def __init__(self, pipe, sizes: Sizes):
         config = pipe.model.config
@@ -71,7 +71,7 @@ class NaiveCLIP:
 
 
 def time_shares(pipe, film: Path, rounds: int) -> dict[str, float]:
-    """Parts of the time of a call, of all rounds together."""
+    """Measures the share of each stage in the time of a call, over all rounds."""
     spent = Counter()
 
     def timed(name, function):
@@ -99,7 +99,7 @@ def time_shares(pipe, film: Path, rounds: int) -> dict[str, float]:
 
 
 def again_lines(sizes: Sizes, folder: Path) -> list[Line]:
-    """The second call with the same labels, and how long an import takes."""
+    """Measures a second call with the same labels, and the time of the import."""
     pipe, film = make_pipe(sizes), str(write_film(folder / "again.mp4", sizes.film_seconds))
     encode_texts, times = pipe._encode_texts, []
     with patch.object(pipe, "_encode_texts", lambda texts: times.append(texts) or encode_texts(texts)):

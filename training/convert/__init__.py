@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the papers' released checkpoints to folders that are Hub repositories of this package."""
+"""Converters from the papers' released checkpoints to Hub repository folders of this package."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a released `.pth` file without running anything that is in it."""
+"""Reader for released `.pth` files that runs no code from them."""
 
 import pickle
 import re
@@ -10,14 +10,14 @@ import torch
 
 
 class RecorderMeter:
-    """Stands for the class of that name in DFER-CLIP's `main.py`, one of which is pickled into each checkpoint.
+    """Stand-in for the class of that name in DFER-CLIP's `main.py`, which is pickled into each checkpoint.
 
-    It holds the curves of the training, as numpy arrays, and is not used here.
+    An instance holds the training curves as numpy arrays, which are not used here.
     """
 
 
 _RECONSTRUCT = np._core.multiarray._reconstruct
-# numpy 2 renamed the module that pickles of arrays name. Plain containers torch allows itself.
+# numpy 2 renamed the module that array pickles refer to. torch itself allows plain containers.
 _ALLOWED = [
     (RecorderMeter, "__main__.RecorderMeter"),
     (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
@@ -31,16 +31,16 @@ _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError, Attrib
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, in the file's order.
+    """Reads the tensors of a checkpoint, in the order of the file.
 
     Args:
-        path: a file that `torch.save` wrote: a state dict, or a dict that has one as `state_dict`.
+        path: a file written by `torch.save` with a state dict, or a dict with one under `state_dict`.
 
     Returns:
-        Name -> tensor on the CPU, in the file's own precision; `module.` of (Distributed)DataParallel is taken off.
+        Name -> tensor on the CPU, in the file's precision; without the `module.` of (Distributed)DataParallel.
 
     Raises:
-        ValueError: it cannot be read, it holds more than weights and DFER-CLIP's recorder, or no state dict.
+        ValueError: it cannot be read, holds more than weights and DFER-CLIP's recorder, or holds no state dict.
         OSError: there is no such file.
     """
     if not path.is_file():
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         with torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to load the file without protection: it must not be passed on.
+        # torch's own message recommends loading the file unsafely, so it is not passed on.
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f": {found[1]}" if found else ""
         raise ValueError(

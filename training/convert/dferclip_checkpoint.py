@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint of DFER-CLIP's released code -> a folder that is a Hub repository of `EmoCLIPForPromptClassification`.
+"""Converts a checkpoint of DFER-CLIP's released code to a Hub repository folder of `EmoCLIPForPromptClassification`.
 
 python -m training.convert.dferclip_checkpoint CHECKPOINT OUTPUT_DIR --tokenizer openai/clip-vit-base-patch32
 python -m training.convert.dferclip_checkpoint CHECKPOINT OUTPUT_DIR --labels calm,amused --class-token-position middle
 
-The released code (https://github.com/zengqunzhao/DFER-CLIP) holds CLIP twice, as `image_encoder` + `text_encoder` and
-as `clip_model_`: the same modules in memory. The forward pass runs the first two, so they are what is converted;
-`clip_model_` gives what they lack, the token table and the logit scale (not used: the released scale is fixed at 100).
-The class texts are found by looking the stored prompt embeddings up in that table. Where the contexts stand no tensor
-tells: the stored ones are the same for all positions.
+The released code (https://github.com/zengqunzhao/DFER-CLIP) stores CLIP twice, as `image_encoder` + `text_encoder` and
+as `clip_model_`; both share the same modules in memory. The forward pass uses the first two, so those are converted.
+`clip_model_` supplies what they lack: the token table, and the logit scale (unused: the released scale is fixed at
+100). The class texts are recovered by looking up the stored prompt embeddings in the token table. The class token
+position cannot be recovered, because the stored contexts are the same for all positions.
 """
 
 import argparse
@@ -73,11 +73,11 @@ def convert(
     temporal_heads: int = 8,
     tokenizer: str | None = None,
 ) -> list[str]:
-    """The command. Returns what a person should know about the result, a line each.
+    """Converts a checkpoint and returns notes for the user about the result, one per line.
 
     Raises:
-        ValueError, OSError: the file cannot be read, does not fit or is incomplete; the number of labels is not that
-            of the classes; `output_dir` is in use. Nothing is then written.
+        ValueError, OSError: the file cannot be read, does not fit or is incomplete; the number of labels does not
+            match the classes; `output_dir` is in use. Nothing is written in these cases.
     """
     refuse_used_folder(output_dir)
     original = read_checkpoint(checkpoint)
@@ -90,16 +90,16 @@ def convert(
         notes += [f"{label}: {texts[0]}" for label, texts in fields["class_descriptions"].items()]
     config = emoclip.EmoCLIPConfig(**fields)
     model = build_model(emoclip.EmoCLIPForPromptClassification, config, state)
-    model.freeze_class_embeds()  # whoever loads the folder need not run the text tower
+    model.freeze_class_embeds()  # so that the loaded model need not run the text tower
     write_hub_folder(output_dir, model, video_processor_of(model.config), tokenizer, SOURCE, notes)
     return [*notes, note]
 
 
 def convert_state(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """DFER-CLIP's state dict -> tensors in `EmoCLIPForPromptClassification`'s names.
+    """Converts DFER-CLIP's state dict to the tensor names of `EmoCLIPForPromptClassification`.
 
     Raises:
-        ValueError: the first key that does not fit.
+        ValueError: a key does not fit; the message names the first one.
     """
     converted = {}
     for key, tensor in original.items():
@@ -113,7 +113,7 @@ def convert_state(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         elif key == "prompt_learner.ctx":
             converted["prompt_learner.context"] = tensor
         elif module == "clip_model_":
-            convert_entry(convert_clip_tensor, rest, tensor, key)  # a second copy; it must be CLIP all the same
+            convert_entry(convert_clip_tensor, rest, tensor, key)  # the copy is only validated
         elif key not in ("prompt_learner.token_prefix", "prompt_learner.token_suffix"):
             raise ValueError(does_not_fit(key, tensor))
     return converted
@@ -126,18 +126,18 @@ def config_fields(
     class_token_position: str = "end",
     temporal_heads: int = 8,
 ) -> dict:
-    """Fields of `EmoCLIPConfig`, read from the tensors.
+    """Infers the fields of `EmoCLIPConfig` from the tensors.
 
     Args:
         original: DFER-CLIP's state dict, for the stored prompts.
-        state: what `convert_state` made of it.
-        labels: names of the classes, in the checkpoint's order; may be left out for 7 and 11 classes.
+        state: the output of `convert_state`.
+        labels: class names in the checkpoint's order; optional for 7 and 11 classes.
         class_token_position: `--class-token-position` of the training.
-        temporal_heads: heads of the temporal transformer.
+        temporal_heads: number of heads of the temporal transformer.
 
     Raises:
         ValueError: a tensor is missing, sizes disagree, a stored embedding is not in the token table, or the number of
-            labels is not that of the classes.
+            labels does not match the classes.
     """
     class_input_ids, bos_token_id, eos_token_id = recover_texts(original, state)
     labels = _checked_labels(labels, len(class_input_ids))
@@ -161,13 +161,13 @@ def config_fields(
 def recover_texts(
     original: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
 ) -> tuple[list[list[int]], int, int]:
-    """Token ids of each class's text, and the ids of start and end of text, from the stored prompt embeddings.
+    """Recovers the token ids of each class text, and of start and end of text, from the stored prompt embeddings.
 
-    `token_prefix (C, 1, width)` is the start of text; `token_suffix (C, L, width)` the class's text, the end of text
-    and padding (`models/Prompt_Learner.py`). As everywhere in CLIP, the highest id is the end of the text.
+    `token_prefix (C, 1, width)` is the start of text; `token_suffix (C, L, width)` is the class text, the end of text
+    and padding (`models/Prompt_Learner.py`). As always in CLIP, the highest id is the end of the text.
 
     Raises:
-        ValueError: an embedding that is no row of the token table, or prompts that do not fit the text tower.
+        ValueError: an embedding is not a row of the token table, or the prompts do not fit the text tower.
     """
     num_classes, num_prefix, _ = shape_of(original, "prompt_learner.token_prefix", 3)
     _, num_suffix, width = shape_of(original, "prompt_learner.token_suffix", 3)
@@ -198,16 +198,16 @@ def recover_texts(
 
 
 def look_up(original: dict[str, torch.Tensor], name: str) -> list[list[int]]:
-    """The token ids whose rows of the token table the tensor `name (C, L, width)` holds, `(C, L)`.
+    """Looks up the embeddings in tensor `name (C, L, width)` in the token table and returns their ids `(C, L)`.
 
     Raises:
-        ValueError: an embedding is no row of the table.
+        ValueError: an embedding is not a row of the table.
     """
     shape_of(original, _TOKEN_TABLE, 2)
     stored = original[name]
-    # The released code casts what it looked up, so the table is cast in the same way; equality is then exact.
+    # The released code casts embeddings after the lookup; casting the table the same way makes equality exact.
     table = original[_TOKEN_TABLE].to(stored.dtype)
-    # Of equal rows the first: to the model they are the same token.
+    # The first of equal rows wins; they are the same token to the model.
     ids = {row.tobytes(): number for number, row in reversed(list(enumerate(_rows(table))))}
     found = [[ids.get(row.tobytes()) for row in _rows(embeddings)] for embeddings in stored]
     for number, text in enumerate(found):
@@ -220,11 +220,11 @@ def look_up(original: dict[str, torch.Tensor], name: str) -> list[list[int]]:
 
 
 def describe(fields: dict, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-    """Label -> its text in words, for the texts that the tokenizer turns into exactly the same ids again."""
+    """Decodes the class texts: label -> text, for texts that the tokenizer maps back to exactly the same ids."""
     descriptions = {}
     for number, ids in enumerate(fields["class_input_ids"]):
         plain = tokenizer.decode(ids, skip_special_tokens=False).strip()
-        tidy = plain.replace(" .", ".").replace(" ,", ",")  # CLIP's tokenizer does not keep whether there was a space
+        tidy = plain.replace(" .", ".").replace(" ,", ",")  # CLIP's tokenizer loses the spaces
         for text in (tidy, plain):
             if tokenizer(text, add_special_tokens=False).input_ids == ids:
                 descriptions[fields["id2label"][number]] = [text]
@@ -233,7 +233,7 @@ def describe(fields: dict, tokenizer: PreTrainedTokenizerBase) -> dict[str, list
 
 
 def video_processor_of(config) -> EmoCLIPVideoProcessor:
-    """DFER-CLIP's preprocessing at test time (`dataloader/`): squashed, not cropped, and no mean/std."""
+    """Returns DFER-CLIP's preprocessing at test time (`dataloader/`): squashed, not cropped, and no mean/std."""
     size = config.vision_config.image_size
     return EmoCLIPVideoProcessor(
         num_frames=config.temporal_max_frames,
@@ -246,7 +246,7 @@ def video_processor_of(config) -> EmoCLIPVideoProcessor:
 
 
 def _rows(table: torch.Tensor):
-    return table.contiguous().view(torch.uint8).numpy()  # bytes, as numpy has no bfloat16
+    return table.contiguous().view(torch.uint8).numpy()  # as bytes, because numpy has no bfloat16
 
 
 def _checked_labels(labels: list[str] | None, num_classes: int) -> list[str]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint of EmoCLIP's released code -> a folder that is a Hub repository of `EmoCLIPModel`.
+"""Converts a checkpoint of EmoCLIP's released code to a Hub repository folder of `EmoCLIPModel`.
 
 python -m training.convert.emoclip_checkpoint CHECKPOINT OUTPUT_DIR --tokenizer openai/clip-vit-base-patch32
 python -m training.convert.emoclip_checkpoint TEMPORAL_ONLY OUTPUT_DIR --clip openai/clip-vit-base-patch32
 
-The released code (https://github.com/NickyFot/EmoCLIP) saves one of three things: the whole `VClip` (`backbone.*` is
+The released code (https://github.com/NickyFot/EmoCLIP) saves one of three models: the whole `VClip` (`backbone.*` is
 OpenAI's CLIP), its temporal transformer alone, or the `DownstreamTask` (`backbone.*` is the image tower, with or
-without a head). What a file does not hold is named, and taken from `--clip` or the file is refused.
+without a head). Missing parts are reported and taken from `--clip`; without `--clip` the file is rejected.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def main(arguments: list[str] | None = None):
 def convert(
     checkpoint: Path, output_dir: Path, temporal_heads: int = 8, clip: str | None = None, tokenizer: str | None = None
 ) -> list[str]:
-    """The command. Returns what a person should know about the result, a line each.
+    """Converts a checkpoint and returns notes for the user about the result, one per line.
 
     Raises:
         ValueError, OSError: the file cannot be read, does not fit or is incomplete; `output_dir` is in use; `clip`
-            cannot be loaded. Nothing is then written.
+            cannot be loaded. Nothing is written in these cases.
     """
     refuse_used_folder(output_dir)
     state, notes = convert_state(read_checkpoint(checkpoint))
@@ -76,14 +76,14 @@ def convert(
 
 
 def convert_state(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """EmoCLIP's state dict, whole or partial -> tensors in `EmoCLIPModel`'s names, and notes on choices made.
+    """Converts EmoCLIP's state dict, whole or partial, to the tensor names of `EmoCLIPModel`; also returns notes.
 
     Raises:
-        ValueError: the first key that does not fit.
+        ValueError: a key does not fit; the message names the first one.
     """
-    if "cls_token" in state:  # the temporal transformer was saved, not the model around it
+    if "cls_token" in state:  # the temporal transformer was saved alone
         state = {f"temporal.{key}": tensor for key, tensor in state.items()}
-    # DownstreamTask keeps `clip_model.backbone.visual` under the name that VClip gives to the whole CLIP.
+    # DownstreamTask stores `clip_model.backbone.visual` under the name of the whole CLIP in VClip.
     backbone = "visual." if "backbone.conv1.weight" in state else ""
     converted, head = {}, []
     for key, tensor in state.items():
@@ -101,7 +101,7 @@ def convert_state(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
         notes.append(
             f"left out: the head of the downstream task ({', '.join(head)}), which EmoCLIPModel does not have"
         )
-    if "logit_scale" in state:  # VClip's own; backbone.logit_scale is what CLIP had, and is not used by VClip
+    if "logit_scale" in state:  # VClip's own; it does not use CLIP's, which is backbone.logit_scale
         converted["logit_scale"] = state["logit_scale"]
     elif "backbone.logit_scale" in state:
         converted["logit_scale"] = state["backbone.logit_scale"]
@@ -112,12 +112,12 @@ def convert_state(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
 def complete(
     state: dict[str, torch.Tensor], temporal_heads: int, clip: str | None, notes: list[str]
 ) -> tuple[EmoCLIPConfig, dict[str, torch.Tensor]]:
-    """Configuration, read from the tensors, and the tensors with what they lack taken from the CLIP named `clip`.
+    """Infers the configuration, fills in missing tensors from the CLIP named `clip`, and returns both.
 
-    Adds to `notes` what came from there.
+    Appends a note to `notes` about the parts that were filled in.
 
     Raises:
-        ValueError: parts are missing and there is no `clip`, or nothing is missing and there is one, or widths differ.
+        ValueError: parts are missing without `clip`, nothing is missing but `clip` is given, or widths differ.
     """
     temporal = temporal_config_of(state, temporal_heads)
     parts = _TOWERS | {"logit_scale": ("logit_scale",)}
@@ -152,13 +152,13 @@ def complete(
 
 def _load_clip(name_or_path: str) -> CLIPModel:
     clip, report = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
-    if report["missing_keys"]:  # transformers would go on with random numbers
+    if report["missing_keys"]:  # transformers would initialize these at random
         raise ValueError(f"{name_or_path} is no whole CLIP: it holds nothing for {min(report['missing_keys'])}")
     return clip
 
 
 def video_processor_of(config: EmoCLIPConfig) -> EmoCLIPVideoProcessor:
-    """EmoCLIP's preprocessing (`DataLoaders/get_loader.py`): 32 frames, every 4th; size, crop and mean/std of CLIP."""
+    """Reproduces EmoCLIP's `DataLoaders/get_loader.py`: 32 frames, every 4th; size, crop and mean/std of CLIP."""
     size = config.vision_config.image_size
     return EmoCLIPVideoProcessor(
         num_frames=min(NUM_FRAMES, config.temporal_max_frames),

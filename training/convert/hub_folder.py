@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converted tensors -> a folder that is a Hub repository: weights, processor, the model's code, a card."""
+"""Functions that write converted tensors as a Hub repository folder: weights, processor, model code and card."""
 
 import tempfile
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from training.convert.openai_clip_keys import OPENAI_VOCAB_SIZE, end_of_text
 from training.publish import export
 from training.publish.card import render_card
 
-OPENAI_CLIP = "openai/clip-vit-base-patch32"  # every CLIP of OpenAI has the same tokenizer
+OPENAI_CLIP = "openai/clip-vit-base-patch32"  # all of OpenAI's CLIPs share one tokenizer
 
 
 def convert_entry(
     convert: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], key: str, tensor: torch.Tensor, whole_key: str
 ) -> dict[str, torch.Tensor]:
-    """`convert(key, tensor)`; a key that it does not know, or a shape that it cannot take, names `whole_key`.
+    """Calls `convert(key, tensor)`, and reports errors with the full name `whole_key`.
 
     Raises:
-        ValueError: with the key and the tensor's shape.
+        ValueError: unknown key or unsuitable shape; the message has both.
     """
     try:
         return convert(key, tensor)
@@ -37,10 +37,10 @@ def does_not_fit(key: str, tensor: torch.Tensor) -> str:
 
 
 def build_model(model_class: type, config: EmoCLIPConfig, state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A `model_class` that holds exactly the tensors of `state`, in float32 and evaluation mode.
+    """Builds a `model_class` with exactly the tensors of `state`, in float32 and evaluation mode.
 
     Raises:
-        ValueError: the first tensor that is missing, superfluous or of another shape. Nothing stays initialised.
+        ValueError: a tensor is missing, superfluous or of another shape, so none keeps its random initialization.
     """
     model = model_class(config)
     expected = model.state_dict()
@@ -62,14 +62,14 @@ def build_model(model_class: type, config: EmoCLIPConfig, state: dict[str, torch
 def load_tokenizer(
     name_or_path: str | None, text_config: CLIPTextConfig
 ) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer that belongs to a text tower, and one line that says where it comes from or why there is none.
+    """Loads the tokenizer of a text tower; also returns one line on its source, or on why there is none.
 
     Args:
-        name_or_path: folder or Hub id, or `None`. Nothing is tried unasked: without a network that takes a minute.
-        text_config: of the tower; texts are cut to its number of positions.
+        name_or_path: folder or Hub id, or `None`. There is no default: without a network, it would cost a minute.
+        text_config: configuration of the tower; texts are truncated to its number of positions.
 
     Raises:
-        ValueError: a tokenizer that was found, but is not the tower's.
+        ValueError: the tokenizer does not belong to the tower.
     """
     vocab_size, eos_token_id = text_config.vocab_size, end_of_text(text_config)
     if name_or_path is None:
@@ -97,7 +97,7 @@ def _missing_tokenizer(reason: str, vocab_size: int) -> str:
 
 
 def refuse_used_folder(output_dir: Path) -> None:
-    """Raises a FileExistsError if `output_dir` is a file or a folder that is not empty."""
+    """Raises `FileExistsError` if `output_dir` is a file or a non-empty folder."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} exists already; give a folder that does not, or an empty one")
 
@@ -110,10 +110,10 @@ def write_hub_folder(
     source: str,
     notes: list[str],
 ) -> None:
-    """Writes all files beside `output_dir` and then gives the folder its name: it is complete or not there.
+    """Writes the repository atomically: to a temporary folder next to `output_dir`, which is then renamed.
 
-    Without a tokenizer the video processor is written alone. `source` names the paper's code for the card, `notes`
-    say how the file was read.
+    Without a tokenizer, only the video processor is written. `source` names the paper's code for the card; `notes`
+    describe how the checkpoint was read.
 
     Raises:
         FileExistsError: see `refuse_used_folder`.
@@ -130,7 +130,7 @@ def write_hub_folder(
 
 
 def write_card(model: PreTrainedModel, video_processor: EmoCLIPVideoProcessor, source: str, notes: list[str]) -> str:
-    """hub_cards/converted.md, filled."""
+    """Renders the model card from hub_cards/converted.md."""
     contrastive = isinstance(model, emoclip.EmoCLIPModel)
     card_data = ModelCardData(
         language="en",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state dict of OpenAI's CLIP (https://github.com/openai/CLIP, `model.py`) in the names of EmoCLIP's towers.
+"""Mapping from the state dict of OpenAI's CLIP (https://github.com/openai/CLIP, `model.py`) to EmoCLIP's towers.
 
-Only CLIPs with a vision transformer: the ResNets have no place in `CLIPVisionModel`.
+Supports only CLIPs with a vision transformer, because `CLIPVisionModel` has no ResNet.
 """
 
 import math
@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 
 WIDTH_OF_A_HEAD = 64  # in every CLIP that OpenAI released, in both towers
 OPENAI_VOCAB_SIZE = 49408  # the last two ids are start and end of text
-LEGACY_EOS_TOKEN_ID = 2  # not an id: `CLIPTextModel` reads it as "the end of a text is its highest id", as OpenAI does
+LEGACY_EOS_TOKEN_ID = 2  # not an id: makes `CLIPTextModel` take the highest id as the end of a text, as OpenAI does
 
 _NAMES = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -40,18 +40,18 @@ _PARTS_OF_A_LAYER = {
 
 
 def convert_clip_tensor(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One entry of OpenAI's state dict -> the entries that hold the same numbers in `EmoCLIPModel`.
+    """Converts one entry of OpenAI's state dict to the equivalent entries of `EmoCLIPModel`.
 
     Args:
-        key: as in OpenAI's `CLIP`: `visual.proj`, `transformer.resblocks.0.attn.in_proj_weight`, ...
-        tensor: its value.
+        key: name in OpenAI's `CLIP`: `visual.proj`, `transformer.resblocks.0.attn.in_proj_weight`, ...
+        tensor: value of the entry.
 
     Returns:
         Name -> tensor: three entries for `in_proj`, whose rows are query, key and value; the transpose for the
         projections, which OpenAI multiplies from the right.
 
     Raises:
-        KeyError: no vision-transformer CLIP has that key.
+        KeyError: no vision-transformer CLIP has this key.
     """
     if key in _TRANSPOSED:
         return {_TRANSPOSED[key]: tensor.t()}
@@ -70,7 +70,7 @@ def convert_clip_tensor(key: str, tensor: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def vision_config_of(state: dict[str, torch.Tensor]) -> CLIPVisionConfig:
-    """Sizes of the image tower, read from converted tensors.
+    """Infers the configuration of the image tower from converted tensors.
 
     Raises:
         ValueError: a tensor is missing, or its shape is not that of OpenAI's CLIP.
@@ -93,10 +93,10 @@ def vision_config_of(state: dict[str, torch.Tensor]) -> CLIPVisionConfig:
 
 
 def text_config_of(state: dict[str, torch.Tensor]) -> CLIPTextConfig:
-    """Sizes of the text tower, read from converted tensors.
+    """Infers the configuration of the text tower from converted tensors.
 
-    OpenAI takes the highest id of a text as its end. With OpenAI's vocabulary that is id 49407 and the configuration
-    says so; for any other size it says `LEGACY_EOS_TOKEN_ID`, which is the same rule.
+    OpenAI takes the highest id of a text as its end. With OpenAI's vocabulary this is id 49407, which becomes
+    `eos_token_id`; for any other vocabulary size, `LEGACY_EOS_TOKEN_ID` selects the same rule.
 
     Raises:
         ValueError: a tensor is missing, or its shape is not that of OpenAI's CLIP.
@@ -111,22 +111,22 @@ def text_config_of(state: dict[str, torch.Tensor]) -> CLIPTextConfig:
         num_attention_heads=_heads(width, "text"),
         max_position_embeddings=shape_of(state, "text_model.embeddings.position_embedding.weight", 2)[0],
         projection_dim=shape_of(state, "text_projection.weight", 2)[0],
-        pad_token_id=0,  # OpenAI's `tokenize` fills up with zeros
+        pad_token_id=0,  # OpenAI's `tokenize` pads with zeros
         bos_token_id=OPENAI_VOCAB_SIZE - 2 if openai else None,
         eos_token_id=OPENAI_VOCAB_SIZE - 1 if openai else LEGACY_EOS_TOKEN_ID,
     )
 
 
 def end_of_text(config: CLIPTextConfig) -> int:
-    """The id that ends a text: the highest one, by OpenAI's rule, unless the configuration names one."""
+    """Returns the id that ends a text: the configured one, or by OpenAI's rule the highest id."""
     return config.vocab_size - 1 if config.eos_token_id == LEGACY_EOS_TOKEN_ID else config.eos_token_id
 
 
 def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
-    """Shape of a tensor that must be there and have `num_dimensions`.
+    """Returns the shape of a tensor that must exist and have `num_dimensions`.
 
     Raises:
-        ValueError: it is not there, or has other dimensions.
+        ValueError: it does not exist, has another number of dimensions, or is empty.
     """
     if name not in state:
         raise ValueError(f"the checkpoint is incomplete: it holds nothing for {name}")
@@ -137,8 +137,8 @@ def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> 
 
 
 def number_of_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
-    """How many different numbers follow `prefix` in the names of `state`."""
-    # Counted, not the highest number: a file cannot make the model larger than itself.
+    """Counts the distinct layer numbers that follow `prefix` in the names of `state`."""
+    # Using the highest number instead would let a file create a model much larger than itself.
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 

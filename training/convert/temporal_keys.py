@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The papers' temporal transformer in the names of `EmoCLIPTemporalTransformer`.
+"""Mapping from the state dict of the papers' temporal transformer to `EmoCLIPTemporalTransformer`.
 
-EmoCLIP (`architecture/transformer.py`) and DFER-CLIP (`models/Temporal_Model.py`) write it in the same way, after
-vit-pytorch: query, key and value in one bias-free linear, two residual blocks for each layer.
+EmoCLIP (`architecture/transformer.py`) and DFER-CLIP (`models/Temporal_Model.py`) implement it in the same way, after
+vit-pytorch: query, key and value in one bias-free linear layer, two residual blocks per layer.
 """
 
 import re
@@ -22,12 +22,12 @@ _PARTS_OF_A_LAYER = {
 
 
 def convert_temporal_tensor(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One entry of the temporal transformer's state dict -> the entries `temporal.*` with the same numbers.
+    """Converts one entry of the temporal transformer's state dict to the equivalent entries `temporal.*`.
 
     Args:
-        key: without the name of the module: `cls_token (1, 1, D)`, `pos_embedding (1, P, D)`,
+        key: name without the module: `cls_token (1, 1, D)`, `pos_embedding (1, P, D)`,
             `temporal_transformer.layers.0.0.fn.fn.to_qkv.weight (3 H E, D)`, ...
-        tensor: its value.
+        tensor: value of the entry.
 
     Raises:
         KeyError: the papers' modules have no such key.
@@ -49,12 +49,12 @@ def convert_temporal_tensor(key: str, tensor: torch.Tensor) -> dict[str, torch.T
 
 
 def temporal_config_of(state: dict[str, torch.Tensor], num_heads: int) -> dict[str, int | bool]:
-    """The `temporal_*` fields of `EmoCLIPConfig`, read from converted tensors.
+    """Infers the `temporal_*` fields of `EmoCLIPConfig` from converted tensors.
 
     Args:
-        state: see `convert_temporal_tensor`. Where the original left out the last linear of the attention (it does so
-            for one head as wide as the model), the identity is added.
-        num_heads: no tensor tells it.
+        state: see `convert_temporal_tensor`. If the original omitted the output projection of the attention, as it
+            does for a single head as wide as the model, the identity is added.
+        num_heads: number of heads, which cannot be inferred from the tensors.
 
     Raises:
         ValueError: a tensor is missing, or `num_heads` does not divide the width of the attention.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AFEW: film clips with one of 7 emotions, split by its authors into training and validation.
+"""Builder for AFEW: film clips labelled with one of 7 emotions, split by the authors into training and validation.
 
     AFEW(data_dir="/data/AFEW")
 
-There are no lists: a clip lies in `{train,validation}/{Emotion}/`, as a folder of frames or as `.avi`. Folders are
-also found as `Train_AFEW`, `Val_AFEW`, below `AFEW_Face` and the like.
+AFEW has no list files. Clips are stored in `{train,validation}/{Emotion}/`, as folders of frames or as `.avi` files.
+Folder names such as `Train_AFEW` and `Val_AFEW`, and parent folders such as `AFEW_Face`, are recognized too.
 """
 
 import os
@@ -20,7 +20,7 @@ KINDS = {"faces": ("frames",), "videos": ("video",), None: ("frames", "video")}
 
 
 class AFEW(ExpressionVideos):
-    """Acted facial expressions in the wild: film clips, each with one of seven emotions."""
+    """Acted Facial Expressions in the Wild (AFEW): film clips, each labelled with one of seven emotions."""
 
     BUILDER_CONFIG_CLASS = ExpressionVideosConfig
     BUILDER_CONFIGS = [ExpressionVideosConfig(name="default")]
@@ -32,7 +32,7 @@ class AFEW(ExpressionVideos):
 
     @cached_property
     def split_folders(self) -> tuple[str, dict[str, Path]]:
-        """Column of the clips and split -> folder; of several copies, the first of a kind that both splits have."""
+        """Returns the media column and a map split -> folder, for the first kind of media found in both splits."""
         root = self.root()
         for kind in KINDS[self.config.media]:
             folders = {split: next(_copies(root, pattern, kind), None) for split, pattern in FOLDERS.items()}
@@ -60,7 +60,7 @@ class AFEW(ExpressionVideos):
         return []
 
     def emotion_folders(self, split: str) -> list[Path]:
-        """At least one for each emotion: one that is spelled in another way would be left out without a word."""
+        """Returns the emotion folders of a split; raises if one is missing, to avoid skipping its clips silently."""
         parent = self.split_folders[1][split]
         folders = _emotion_folders(parent)
         if missing := set(self.LABELS) - {our_spelling(folder.name) for folder in folders}:
@@ -69,7 +69,7 @@ class AFEW(ExpressionVideos):
         return folders
 
     def clip_key(self, path):
-        """`train/Angry/000046280`: the split and the emotion belong to the name."""
+        """Returns a key that includes split and emotion, such as `train/Angry/000046280`."""
         return "/".join(path_parts(path)[-3:])
 
     def read_lines(self, root, split):
@@ -89,5 +89,5 @@ def _emotion_folders(parent: Path) -> list[Path]:
 
 
 def _clips(folder: Path, kind: str) -> list[str]:
-    """Beside the videos, some copies have folders with the frames of the same clips."""
+    """Lists the clips of one kind: some copies hold both the videos and folders with the frames of the same clips."""
     return [path for path in list_media(folder) if os.path.isdir(path) == (kind == "frames")]

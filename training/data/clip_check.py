@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens clips in processes that can be killed, since one damaged file can hang a decoder for good, or crash it.
+"""Checks that clips can be decoded, in worker processes that are killed when a damaged file hangs or crashes them.
 
-`concurrent.futures` cannot end one process without giving up all of them, and a signal in the process itself is not
-delivered while C code runs; so each process has a pipe, and who does not answer in time is killed and replaced.
+`concurrent.futures` cannot kill one process without losing the whole pool, and a signal handler does not run while C
+code is executing. So each process has its own pipe, and one that misses its deadline is killed and replaced.
 """
 
 import hashlib
@@ -22,35 +22,35 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-# Imported in workers only, and once in what they are forks of: it imports torch, which takes seconds.
+# Imports torch, which takes seconds: loaded only in the workers, and once in the fork server that they come from.
 DECODER = "modeling_emoclip.video_reading"
 PRELOADED = ["training.data.doctor", DECODER]
-# A rule of thumb for face crops, made from DFEW's, which are all 224 x 224: one size, small, and squarish, up to 5:4;
-# the frames of films are at least 4:3, and the clips of a set have many sizes.
+# Rule of thumb for face crops, based on DFEW's, which are all 224 x 224: most clips have one small size with an aspect
+# ratio of at most 5:4. Film frames are at least 4:3 wide, and their sizes vary within a data set.
 LARGEST_CROP = 512
 MOST_STRETCHED = 1.25
 
 
 class Failure(NamedTuple):
-    """Why a clip is of no use."""
+    """The reason why a clip cannot be used."""
 
     kind: str
-    """ "empty", "unreadable", "hanging" or "crashing"."""
+    """One of "empty", "unreadable", "hanging" and "crashing"."""
     reason: str
 
 
 class ClipFacts(NamedTuple):
-    """What a clip is like."""
+    """Sizes and number of frames of a clip."""
 
     file_sizes: tuple[int, ...]
-    """In bytes, sorted; of the images, or of the one video file."""
+    """Sizes in bytes of the images or of the single video file, sorted."""
     num_frames: int | None = None
     width: int | None = None
     height: int | None = None
 
 
 def measure_clip(path: str) -> ClipFacts | Failure:
-    """Sizes of the files, none of which is opened."""
+    """Measures the files of a clip without opening them."""
     sizes = []
     for file in _files_of(path):
         size = os.path.getsize(file)
@@ -63,19 +63,19 @@ def measure_clip(path: str) -> ClipFacts | Failure:
 
 
 def open_clip(path: str) -> ClipFacts | Failure:
-    """Decodes the first, the middle and the last frame: a file that is cut off lacks the last."""
+    """Decodes the first, middle and last frame of a clip; a truncated file has no last frame."""
     facts = measure_clip(path)
     if isinstance(facts, Failure):
         return facts
     try:
         frames, metadata = _decoder().read_video(path, _first_middle_last, guarded=False)  # this process is guarded
-    except Exception as error:  # whatever a decoder raises: a damaged file must not end the check of the others
+    except Exception as error:  # decoders raise anything; one damaged file must not stop the check of the others
         return Failure("unreadable", str(error) or repr(error))
     return facts._replace(num_frames=metadata.total_num_frames, height=frames.shape[1], width=frames.shape[2])
 
 
 def hash_clip(path: str) -> str | Failure:
-    """The same for clips with the same bytes; for folders, with the same images under whatever names."""
+    """Hashes the content of a clip; for a folder, the images without their names."""
     digests = []
     for file in _files_of(path):
         digest = hashlib.sha256()
@@ -104,7 +104,7 @@ def _first_middle_last(metadata) -> np.ndarray:
 
 
 def find_duplicates(facts: dict[str, ClipFacts], num_workers: int, time_limit: float) -> list[list[str]]:
-    """Groups of clips with the same content; only clips whose files have the same sizes are read."""
+    """Returns groups of clips with identical content, reading only clips whose file sizes match."""
     candidates = _groups({path: fact.file_sizes for path, fact in facts.items()})
     paths = [path for group in candidates for path in group]
     digests = run_all(hash_clip, paths, num_workers, time_limit, "comparing clips of one size")
@@ -112,7 +112,7 @@ def find_duplicates(facts: dict[str, ClipFacts], num_workers: int, time_limit: f
 
 
 def _groups(keys: dict[str, Any]) -> list[list[str]]:
-    """Paths that share their key with another."""
+    """Groups the paths that have the same key, leaving out unique ones."""
     groups: dict[Any, list[str]] = {}
     for path, key in sorted(keys.items()):
         groups.setdefault(key, []).append(path)
@@ -120,7 +120,7 @@ def _groups(keys: dict[str, Any]) -> list[list[str]]:
 
 
 def describe_frames(facts: Iterable[ClipFacts]) -> dict:
-    """Sizes, lengths, and whether these are face crops; see LARGEST_CROP for the rule."""
+    """Summarizes frame sizes and clip lengths, and guesses whether the clips are face crops (see `LARGEST_CROP`)."""
     facts = [fact for fact in facts if fact.width]
     if not facts:
         return {"opened": 0}
@@ -142,7 +142,7 @@ def describe_frames(facts: Iterable[ClipFacts]) -> dict:
 
 
 class _Worker:
-    """A process that calls functions; it is started when there is something to do, and again after it was killed."""
+    """A process that runs functions on clips, started on the first call and restarted after it was killed."""
 
     def __init__(self, time_limit: float):
         self.time_limit = time_limit
@@ -150,10 +150,10 @@ class _Worker:
         self.is_stopped = False
 
     def run(self, function: Callable, path: str):
-        """The function's value, or a `Failure` if it takes too long or crashes."""
+        """Runs a function on a clip and returns its value, or a `Failure` if it times out or crashes."""
         if self.process is None:
             self._start()
-        if self.is_stopped:  # while it was starting
+        if self.is_stopped:  # `stop` was called during the start
             self.kill()
         try:
             self.pipe.send((function, path))
@@ -169,18 +169,18 @@ class _Worker:
         return failure
 
     def stop(self):
-        """For good; whoever waits for a value gets a `Failure`."""
+        """Stops the worker permanently; a pending `run` returns a `Failure`."""
         self.is_stopped = True
         self.kill()
 
     def kill(self):
         if self.process is not None:
             self.process.kill()
-            self.process.join(1)  # not longer: a process that waits for a dead network drive does not even die
+            self.process.join(1)  # no longer: a process blocked on a dead network drive cannot be killed
 
     def _start(self):
-        # A fresh process would import torch for 5 s. A fork server has done so once, and has opened no video, which
-        # matters: decord does not survive a fork.
+        # Importing torch in a fresh process takes 5 s; the fork server does it once. The server has opened no video
+        # either, which matters because decord does not survive a fork.
         has_server = "forkserver" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if has_server else "spawn")
         context.set_forkserver_preload(PRELOADED)
@@ -189,7 +189,7 @@ class _Worker:
         process.start()
         theirs.close()
         self.process = process
-        self.pipe.recv()  # its imports are done: the time limit is for the clip
+        self.pipe.recv()  # waits for the imports, which must not count towards the time limit of a clip
 
 
 def _serve(pipe):
@@ -199,7 +199,7 @@ def _serve(pipe):
     while True:
         try:
             function, path = pipe.recv()
-        except EOFError:  # who asked is gone
+        except EOFError:  # the parent process has ended
             return
         try:
             answer = function(path)
@@ -209,7 +209,7 @@ def _serve(pipe):
 
 
 def run_all(function: Callable, paths: list[str], num_workers: int, time_limit: float, title: str) -> dict[str, Any]:
-    """Path -> the function's value or a `Failure`; on Ctrl-C all processes are ended."""
+    """Runs a function on all clips and returns path -> value or `Failure`; Ctrl-C kills all worker processes."""
     if not paths:
         return {}
     workers = [_Worker(time_limit) for _ in range(max(1, min(num_workers, len(paths))))]
@@ -237,7 +237,7 @@ def run_all(function: Callable, paths: list[str], num_workers: int, time_limit: 
 
 
 def _leave_ctrl_c_to_the_main_thread():
-    """Processes started from this thread inherit it, the fork server too, which would print a traceback otherwise."""
+    """Blocks SIGINT in this thread and the processes it starts; else the fork server would print a traceback."""
     if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # otherwise the fork server starts it, and then the signal is let in again
+        resource_tracker.ensure_running()  # otherwise the fork server starts it, which unblocks the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of clips as they circulate, and folders with clips: how to find and how to read them."""
+"""Functions that find and read list files and clip folders in the layouts in which the data sets circulate."""
 
 import codecs
 import csv
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # all that read_video takes for frames
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # those that read_video accepts as frames
 ENCODING_NAMES = {"utf-8": "UTF-8", "utf-16": "UTF-16", "gb18030": "GBK"}  # gb18030 contains GBK
-HIDDEN = (".", "__MACOSX", "@eaDir")  # what macOS and network drives leave behind
+HIDDEN = (".", "__MACOSX", "@eaDir")  # left behind by macOS and network drives
 INTEGER = re.compile(r"-?[0-9]+")
-PATH_FRAMES_LABEL = re.compile(r"(.*\S)[\s,]+(-?[0-9]+)[\s,]+(-?[0-9]+)")  # the field's common line
-# The sets' own spellings of the seven basic emotions, which become MAFW's nouns: one name for one expression
-# everywhere, so that a model trained on one set is asked the same texts on another.
+PATH_FRAMES_LABEL = re.compile(r"(.*\S)[\s,]+(-?[0-9]+)[\s,]+(-?[0-9]+)")  # the usual line in this field
+# The data sets' own names of the seven basic emotions -> MAFW's nouns. Each expression has one name in all data sets,
+# so that a model trained on one set gets the same class texts on another.
 SPELLINGS = {
     "angry": "anger",
     "disgusted": "disgust",
@@ -25,56 +25,56 @@ SPELLINGS = {
     "sad": "sadness",
     "surprised": "surprise",
 }
-# What the columns of lists are called in the headers that circulate, best first: `path,id` is a clip and its label,
-# `id,label` too.
+# Column names used in the headers of circulating lists, by priority: `id` is the label in `path,id`, but the path in
+# `id,label`.
 HEADERS = {
     "label": ("label", "labels", "emotion", "class", "label_id", "class_id", "id"),
     "path": ("path", "video_path", "video_name", "video", "file_name", "filename", "file", "clip", "name", "id"),
     "frames": ("frames", "num_frames", "nframes", "n_frames", "frame_num", "number_of_frames"),
 }
-# Files beside a list that say which class a number is; the second spelling circulates.
+# Files next to a list that map numbers to class names; the misspelled name does occur.
 LABEL_FILES = ("label_index.txt", "id_to_calss.txt", "id_to_class.txt")
 
 
 class LabelFile(NamedTuple):
-    """What numbers mean in the lists of a folder."""
+    """Mapping from the label numbers in a folder's lists to class names."""
 
     path: Path
     names: dict[int, str]
 
     def name_of(self, line: "Line") -> str:
-        """The class of a line whose label is a number; a `ValueError` if the file has no such number."""
+        """Returns the class name of a line with a numeric label; raises `ValueError` if the number is not mapped."""
         if int(line.label) not in self.names:
             raise ValueError(f"{line.source}: label {line.label} is not in {self.path}; it has {sorted(self.names)}")
         return self.names[int(line.label)]
 
 
 class Line(NamedTuple):
-    """A line of a list, taken apart."""
+    """The parsed fields of one line of a list."""
 
     path: str
     label: str
     num_frames: str | None
     rest: list[str]
     source: str
-    counts_from_zero: bool  # a number as label, as it does in the field's common `path frames label` lists
+    counts_from_zero: bool  # whether numeric labels start at 0, as in the usual `path frames label` lists
     label_file: LabelFile | None = None
 
 
 def our_spelling(label: str) -> str:
-    """`Happy` -> `happiness`; a compound `a_b` part by part."""
+    """Normalizes a label, e.g. `Happy` -> `happiness`; converts each part of a compound `a_b`."""
     return "_".join(SPELLINGS.get(part, part) for part in label.strip().lower().split("_"))
 
 
 def path_parts(path: str) -> list[str]:
-    """Folders and name of a path, of Windows too, without the suffix of a video; dots in other names are kept."""
+    """Splits a POSIX or Windows path into its parts and removes a video suffix; other dots in names are kept."""
     parts = [part for part in path.replace("\\", "/").split("/") if part] or [""]
     stem, suffix = os.path.splitext(parts[-1])
     return [*parts[:-1], stem if suffix.lower() in VIDEO_SUFFIXES else parts[-1]]
 
 
 def find(root: Path, patterns: list[str]) -> Iterator[list[Path]]:
-    """What matches a pattern in any case below a folder, then one and two folders deeper; best pattern first."""
+    """Yields the case-insensitive matches of each pattern in a folder, then one and two levels deeper."""
     for pattern in patterns:
         in_any_case = re.sub("[A-Za-z]", lambda letter: f"[{letter[0].lower()}{letter[0].upper()}]", pattern)
         for prefix in ("", "*/", "*/*/"):
@@ -83,7 +83,7 @@ def find(root: Path, patterns: list[str]) -> Iterator[list[Path]]:
 
 
 def read_list(path: Path, encodings: tuple[str, ...]) -> Iterator[Line]:
-    """Lines of a list: tabs, commas or blanks between columns, any line ends, a header or none."""
+    """Reads the lines of a list; columns may be separated by tabs, commas or blanks, and a header is optional."""
     lines = enumerate(re.split(r"\r\n|\r|\n", read_text(path, encodings)), start=1)
     lines = [(f"{path}, line {number}", text) for number, text in lines if text.strip()]
     header = Header.read(lines[0][1]) if lines else None
@@ -94,7 +94,7 @@ def read_list(path: Path, encodings: tuple[str, ...]) -> Iterator[Line]:
 
 
 class Header(NamedTuple):
-    """The first line of a list, if it names the columns."""
+    """The header line of a list: separator and column names."""
 
     separator: str
     names: list[str]
@@ -102,7 +102,7 @@ class Header(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "Header | None":
-        """None if the line is no header, but a clip with its label."""
+        """Parses a header; returns `None` if the line is not one, but a clip with its label."""
         separator = next((mark for mark in "\t," if mark in text), " ")
         names = [name.strip().lower() for name in split_columns(text, separator)]
         columns: dict[str, int] = {}
@@ -115,7 +115,7 @@ class Header(NamedTuple):
         return cls(separator, names, {"path": 0} | columns)
 
     def line(self, text: str, source: str) -> Line | None:
-        """A line taken apart by its columns' names; None if it has others than the header, which is in plain order."""
+        """Parses a line by column name; returns `None` if its columns differ from a header in the plain order."""
         values = [value.strip().strip('"') for value in split_columns(text, self.separator)]
         path, label, frames = (self.columns.get(meaning) for meaning in ("path", "label", "frames"))
         if len(values) != len(self.names):
@@ -130,7 +130,7 @@ class Header(NamedTuple):
 
 
 def plain_line(text: str, source: str) -> Line:
-    """`path label` with whatever follows, or `path frames label`."""
+    """Parses a line without header, `path label ...` or `path frames label`."""
     columns = split_line(text)
     if len(columns) < 2 or not columns[0]:
         raise ValueError(f"{source}: {' '.join(columns)!r} is neither `path label` nor `path frames label`")
@@ -140,7 +140,7 @@ def plain_line(text: str, source: str) -> Line:
 
 
 def split_line(text: str) -> list[str]:
-    """The columns of a line. Paths may have blanks, captions commas."""
+    """Splits a line into columns; paths may contain blanks, and captions commas."""
     if "\t" in text:
         columns = text.split("\t")
     elif common := PATH_FRAMES_LABEL.fullmatch(text.strip()):
@@ -152,19 +152,19 @@ def split_line(text: str) -> list[str]:
 
 
 def split_columns(text: str, separator: str) -> list[str]:
-    """At every tab, blank, or comma outside quotes."""
+    """Splits a line at each separator; commas inside quotes do not count."""
     if separator == ",":
         return next(csv.reader([text], skipinitialspace=True))
     return text.split("\t" if separator == "\t" else None)
 
 
 def label_files(folder: Path) -> list[Path]:
-    """Those that say what the numbers of the lists in a folder mean."""
+    """Returns the files of a folder that map label numbers to class names."""
     return [folder / name for name in LABEL_FILES if (folder / name).is_file()]
 
 
 def read_label_files(folder: Path, encodings: tuple[str, ...]) -> LabelFile | None:
-    """What the numbers mean; a `ValueError` for a line that is not a name and a number, or contradicts another."""
+    """Reads the label files of a folder; raises `ValueError` for a malformed line or one that contradicts another."""
     names: dict[int, str] = {}
     for path in label_files(folder):
         for number, text in enumerate(read_text(path, encodings).splitlines(), start=1):
@@ -181,8 +181,8 @@ def read_label_files(folder: Path, encodings: tuple[str, ...]) -> LabelFile | No
 
 
 def read_text(path: Path, encodings: tuple[str, ...]) -> str:
-    """The text of a file in one of some encodings, or in UTF-16 with its mark; a `ValueError` names the first line
-    that is in none. No encoding is guessed: most bytes mean something in most encodings, but not what was written."""
+    """Reads text in one of some encodings, or UTF-16 with a byte order mark; `ValueError` names the first bad line."""
+    # The encoding is not guessed: most bytes also decode in a wrong one, to text that was never written.
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text", PowerShell
         encodings = ("utf-16",)
@@ -205,7 +205,7 @@ def read_text(path: Path, encodings: tuple[str, ...]) -> str:
 
 
 def list_media(folder: Path | str, depth: int = 1) -> Iterator[str]:
-    """Video files and folders `depth` levels below a folder, in the order of their names."""
+    """Yields the video files and folders `depth` levels below a folder, sorted by name."""
     with os.scandir(folder) as entries:
         found = sorted((entry.name, entry.path, entry.is_dir()) for entry in entries)
     for name, path, is_folder in found:
@@ -218,28 +218,27 @@ def list_media(folder: Path | str, depth: int = 1) -> Iterator[str]:
 
 
 def count_images(folder: str) -> int:
-    """Images directly in a folder."""
+    """Counts the images directly in a folder."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(HIDDEN)]
     return sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
 
 
 def is_clip(path: str) -> bool:
-    """Whether a path is a file, or a folder with images."""
+    """Returns whether a path is a file or a folder with images."""
     return not os.path.isdir(path) or count_images(path) > 0
 
 
 def check_media(path: str, is_folder: bool, num_frames: int | None, root: str | None) -> int | None:
-    """The number of images in the folder that a clip is, or of a video file what its list says.
+    """Checks a clip and returns its number of frames: counted for a folder of images, as listed for a video file.
 
     Args:
-        is_folder: whether the clips of this set are folders of images; otherwise they are files.
-        num_frames: as listed, if it is.
-        root: the folder that clips must lie in, without links, with a separator at the end; None if they may lie
-            anywhere.
+        is_folder: whether the clips of this data set are folders of images rather than files.
+        num_frames: the listed number, if any.
+        root: the resolved folder that clips must be in, with a trailing separator; `None` to allow any location.
 
     Raises:
-        ValueError: the clip is not there, lies elsewhere, is empty, or not what is expected.
+        ValueError: the clip is missing, outside `root`, empty, or not of the expected kind or length.
     """
     if not os.path.exists(path):
         raise ValueError(f"there is no {path}")
@@ -260,7 +259,7 @@ def check_media(path: str, is_folder: bool, num_frames: int | None, root: str | 
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """The same for every link to a file or folder and every spelling of its path; None if it is not there."""
+    """Returns a key that is equal for all links and paths to the same file or folder; `None` if it does not exist."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -269,10 +268,10 @@ def file_identity(path: str) -> tuple[int, int] | None:
 
 
 def leads_outside(path: str, folder: str) -> str | None:
-    """Where a clip, or an image in its folder, really lies, if that is outside a folder.
+    """Returns the resolved path of a clip, or of an image in it, that is outside `folder`; `None` if there is none.
 
     Args:
-        folder: without links, with a separator at the end.
+        folder: a resolved path with a trailing separator.
     """
     paths = [path]
     if os.path.isdir(path):

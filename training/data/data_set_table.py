@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the builders know of their data sets, as a page: classes, folds, numbers, and what is looked for in a folder.
+"""Generates the data set page from the builders: classes, folds, numbers of clips, and file patterns searched for.
 
 python -m training.data.data_set_table > docs/data_sets.md
 """
@@ -23,10 +23,10 @@ from training.data.mafw import MAFW
 from training.data.own_videos import OwnVideos
 from training.data.synthetic_faces import SyntheticFaces
 
-# By the names that the doctor's command line has for them.
+# Keys: names on the doctor's command line.
 BUILDERS = {"dfew": DFEW, "ferv39k": FERV39k, "mafw": MAFW, "afew": AFEW, "own": OwnVideos}
 ALL = (*BUILDERS.values(), SyntheticFaces)
-WIDTH = 100  # of a terminal, in columns
+WIDTH = 100  # terminal columns
 SPLITS = ("train", "validation", "test")
 
 HEAD = f"""\
@@ -83,15 +83,15 @@ Settings of those builders, besides `config_name` and `data_dir`:
 
 
 def page() -> str:
-    """docs/data_sets.md."""
-    with tempfile.TemporaryDirectory() as cache:  # `datasets` makes a lock file for every builder
+    """Renders the content of docs/data_sets.md."""
+    with tempfile.TemporaryDirectory() as cache:  # `datasets` creates a lock file for every builder
         builders = [builder(cache_dir=cache, config_name=names_of(builder)[0][0]) for builder in ALL]
     parts = [HEAD, classes_table(builders), "", sizes_table(builders), "", *(section(builder) for builder in builders)]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def names_of(builder_class: type[datasets.DatasetBuilder]) -> list[list[str]]:
-    """Names of the configurations; those that mean the same (MAFW's `fold1` and `single_fold1`) together."""
+    """Lists the configuration names, grouping aliases such as MAFW's `fold1` and `single_fold1`."""
     names: dict[str, list[str]] = {}
     for config in builder_class.BUILDER_CONFIGS:
         names.setdefault(str(asdict(config) | {"name": ""}), []).append(config.name)
@@ -99,14 +99,14 @@ def names_of(builder_class: type[datasets.DatasetBuilder]) -> list[list[str]]:
 
 
 def numbered_labels(builder: datasets.DatasetBuilder) -> list[str]:
-    """`1 happiness` and so on: the classes, with the numbers that they have in the authors' own lists."""
+    """Lists the classes with their numbers in the authors' own lists, as `1 happiness`."""
     label = builder.info.features.get("label")
     names = getattr(builder.config, "label_order", None) or (label.names if label else [])
     return [f"{number} {name}" for number, name in enumerate(names, start=getattr(builder, "FIRST_LABEL", 0))]
 
 
 def classes_table(builders) -> str:
-    """What each set is, in one line."""
+    """Renders the table of classes, licences and homepages, one row for each data set."""
     rows = []
     for builder in builders:
         name = type(builder).__name__
@@ -117,7 +117,7 @@ def classes_table(builders) -> str:
 
 
 def sizes_table(builders) -> str:
-    """Official numbers of clips; `-` where none is known."""
+    """Renders the table of official numbers of clips; `-` where the number is unknown."""
     rows = []
     for builder in builders:
         for names in names_of(type(builder)):
@@ -128,7 +128,7 @@ def sizes_table(builders) -> str:
 
 
 def official_sizes(builder, config_name: str) -> dict[str, int]:
-    """Split or TOGETHER -> clips."""
+    """Returns split or TOGETHER -> official number of clips."""
     if isinstance(builder, ExpressionVideos):
         sizes = builder.SIZES.get(config_name, {})
         return {TOGETHER: sum(sizes.values())} | sizes if sizes else {}
@@ -138,7 +138,7 @@ def official_sizes(builder, config_name: str) -> dict[str, int]:
 
 
 def section(builder) -> str:
-    """One set: its builder's documentation, what is looked for where, columns, numbers of the classes."""
+    """Renders the section of one data set: builder documentation, file patterns, columns and class counts."""
     parts = [f"## {type(builder).__name__}\n", inspect.getdoc(inspect.getmodule(type(builder))), ""]
     columns = ", ".join(f"`{name}` ({column_kind(feature)})" for name, feature in builder.info.features.items())
     if isinstance(builder, ExpressionVideos):
@@ -162,7 +162,7 @@ def section(builder) -> str:
 
 
 def looked_for(builder: ExpressionVideos):
-    """Patterns of lists and folders, best first."""
+    """Yields the Markdown lines with the patterns of lists and folders, best first."""
     if type(builder).list_patterns is not ExpressionVideos.list_patterns:
         yield f"Lists of `{builder.config.name}`, up to two folders deep, in any case; the first found counts:\n"
         yield from (f"- `{pattern}`" for pattern in builder.list_patterns("{train,test}"))
@@ -174,7 +174,7 @@ def looked_for(builder: ExpressionVideos):
 
 
 def column_kind(feature) -> str:
-    """A word for what a column holds."""
+    """Returns a short name for the type of a column."""
     if isinstance(feature, datasets.Video):
         return "path of a file"
     if isinstance(feature, datasets.ClassLabel):
@@ -185,7 +185,7 @@ def column_kind(feature) -> str:
 
 
 def official_table(builder: ExpressionVideos, clips: dict[str, list[Clip]]) -> dict:
-    """Split -> number of its clips and of those of each class, beside the official one if it is known."""
+    """Returns split -> number of clips in all and in each class, with the official number if known."""
     numbers = {}
     for split, rows in clips.items():
         if not rows and split not in builder.required_splits():
@@ -202,7 +202,7 @@ def official_table(builder: ExpressionVideos, clips: dict[str, list[Clip]]) -> d
 
 
 def counts_table(counts: dict[str, dict]) -> Iterator[str]:
-    """Configuration -> `official_table` as tables for a terminal; one for each split and set of classes."""
+    """Formats configuration -> `official_table` for a terminal, one table for each split and set of classes."""
     tables: dict[tuple, dict[str, list[str]]] = {}
     for config, splits in counts.items():
         for split, numbers in splits.items():
@@ -226,7 +226,7 @@ def counts_table(counts: dict[str, dict]) -> Iterator[str]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
+    """Renders a Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a language model what labels look like on a face, and writes its answers as class descriptions.
+"""Generates class descriptions by asking a language model what each label looks like on a face.
 
 python -m training.data.describe_classes --labels bored tense "about to cry" --model FOLDER_OR_HUB_ID --output my.yaml
 python -m training.data.describe_classes --labels bored --model http://localhost:8000/v1 --model-name NAME
 
-The question is DFER-CLIP's (Zhao and Patras, BMVC 2023, arXiv 2308.13382). A recipe takes the file by
-`data.class_descriptions=my.yaml`; read it before, since nobody checks what a model says about faces. It must be a
-causal language model, or a server that speaks OpenAI's chat completions, with its key in OPENAI_API_KEY.
+The prompt is DFER-CLIP's (Zhao and Patras, BMVC 2023, arXiv 2308.13382). Pass the file to a recipe with
+`data.class_descriptions=my.yaml`, but review it first: the model's answers are not checked. The model must be a
+causal language model, or a server with OpenAI's chat completions API, with its key in OPENAI_API_KEY.
 """
 
 import argparse
@@ -27,8 +27,8 @@ PROMPT = """Q: What visual features are useful for {label}'s facial expressions?
 A: Useful visual features for {label} facial expressions include:"""
 MODELS = "a folder or Hub id of a causal language model, and the base URL of a server of chat completions"
 MAX_ANSWER_TOKENS = 256
-# CLIP reads 77 tokens, of which two are its own and 8 DFER-CLIP's contexts. Its tokenizer first cuts a text as _PIECE
-# does; a piece is 1.0 to 1.2 tokens in the mean of class_descriptions.yaml, and 1.8 in anatomists' terms.
+# CLIP reads 77 tokens: 2 are special, 8 are DFER-CLIP's learnt contexts. Its tokenizer first splits a text as _PIECE
+# does; a piece has 1.0 to 1.2 tokens on average in class_descriptions.yaml, 1.8 in anatomical terms.
 MAX_PIECES = 38
 _PIECE = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")
 _PARENTHESES_AND_MARKDOWN = re.compile(r"\([^\d)][^)]*\)|[_`\"#\u201c\u201d]|\*(?!\s)|(?<=\S)\*")
@@ -71,8 +71,8 @@ def _run(options: argparse.Namespace):
     model, is_url = options.model, options.model.startswith(("http://", "https://"))
     if options.model_name and not is_url:
         raise ValueError(f"--model-name is allowed with a URL, but --model is {model!r}")
-    old = _read(options.output) if options.output else {}  # before anything is asked
-    # Weights that were trained on in the same folder are another model.
+    old = _read(options.output) if options.output else {}  # before the first request
+    # Retraining in the same folder gives a different model, so cached answers must not be reused.
     weights = tuple(sorted(file.stat().st_mtime_ns for file in Path(model).glob("*.safetensors")))
     ask = partial(ask_server, model, options.model_name) if is_url else partial(ask_local, model, weights)
     cache_dir = options.cache_dir or cached_assets_path("emoclip", namespace="class_descriptions")
@@ -86,13 +86,13 @@ def _run(options: argparse.Namespace):
 
 
 def ask_local(model: str, weights: tuple[int, ...], prompt: str, seed: int) -> str:
-    """What a causal language model answers, through transformers; `weights` tells when its files were written."""
-    from transformers import set_seed  # here, since a server's answers need no torch
+    """Queries a local causal language model; `weights`, the times of its files, invalidates the cached pipeline."""
+    from transformers import set_seed  # imported here because servers need no torch
 
     generate = _load_pipeline(model, weights)
     set_seed(seed)
     prompt = [{"role": "user", "content": prompt}] if generate.tokenizer.chat_template else prompt
-    # A model that does not chat goes on with questions of its own.
+    # A base model would continue with questions of its own.
     sampling = {"do_sample": True, "max_new_tokens": MAX_ANSWER_TOKENS, "stop_sequence": ["\nQ:"]}
     return generate(prompt, return_full_text=False, **sampling)[0]["generated_text"]
 
@@ -102,15 +102,15 @@ def _load_pipeline(model: str, weights: tuple[int, ...]):
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    # pipeline() itself would take a CLIP, and fail when it is asked.
+    # pipeline() would also load a CLIP and fail only at generation.
     return pipeline("text-generation", model=AutoModelForCausalLM.from_pretrained(model), tokenizer=tokenizer)
 
 
 def ask_server(url: str, model_name: str | None, prompt: str, seed: int) -> str:
-    """What a server answers that speaks OpenAI's chat completions."""
-    # Without a key, InferenceClient sends this machine's Hub token to whatever server it is.
+    """Queries a server with OpenAI's chat completions API."""
+    # Without a key, InferenceClient sends this machine's Hub token to any server.
     client = InferenceClient(base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=600)
-    # Temperature and length are the server's: some models refuse to be told.
+    # Temperature and length are left to the server: some models reject these parameters.
     output = client.chat_completion([{"role": "user", "content": prompt}], model=model_name, seed=seed)
     if not output.choices:
         raise ValueError(f"no choices in {output}")
@@ -118,12 +118,12 @@ def ask_server(url: str, model_name: str | None, prompt: str, seed: int) -> str:
 
 
 def describe(labels: list[str], ask: partial, num_texts: int, seed: int, cache_dir: Path) -> dict[str, list[str]]:
-    """Label -> at most `num_texts` distinct texts; asks for the answers that `cache_dir` does not hold.
+    """Returns label -> up to `num_texts` distinct texts, querying the model for answers not in `cache_dir`.
 
-    `ask` takes a prompt and a seed; the arguments that it holds already say which model it is.
+    `ask` takes a prompt and a seed; its bound arguments identify the model.
 
     Raises:
-        ValueError: no answer, or one that describes nothing. It is not kept; those before it are.
+        ValueError: no answer, or one that describes nothing. It is not cached; earlier answers are.
     """
     descriptions = {}
     for label in (progress := tqdm(labels, "labels", unit="label")):
@@ -136,7 +136,7 @@ def describe(labels: list[str], ask: partial, num_texts: int, seed: int, cache_d
             if not to_text(answer):
                 try:
                     answer = ask(prompt, answer_seed)
-                except Exception as error:  # each library below has its own for what is missing, broken or unreachable
+                except Exception as error:  # each library raises its own if a model is missing, broken or unreachable
                     raise ValueError(f"--model {ask.args[0]!r}: {error!r:.500}; allowed are {MODELS}") from error
                 if not to_text(answer):
                     raise ValueError(f"label {label!r}: the answer describes no face: {answer!r:.300}")
@@ -147,7 +147,7 @@ def describe(labels: list[str], ask: partial, num_texts: int, seed: int, cache_d
 
 
 def to_text(answer: str) -> str:
-    """A language model's answer -> one comma-separated phrase that CLIP can read whole; "" if it describes nothing."""
+    """Converts a model's answer to one comma-separated text within CLIP's context; "" if it describes nothing."""
     answer = re.sub(r"<think>.*?(</think>|$)", "", answer, flags=re.S).split("\nQ:")[0].strip()
     answer = "" if _REFUSAL.match(answer) else answer
     answer = _PARENTHESES_AND_MARKDOWN.sub("", re.sub(r"[\u2013\u2014]", "-", answer))
@@ -168,7 +168,7 @@ def to_text(answer: str) -> str:
 
 
 def add_to_file(path: Path, new: dict[str, list[str]]):
-    """Puts `new` into a yaml file of label -> texts; other labels stay, and so do comments if no label is replaced."""
+    """Adds `new` to a yaml file of label -> texts. Keeps other labels, and comments if no label is replaced."""
     old, content = _read(path), path.read_text(encoding="utf-8") if path.is_file() else ""
     if added := {label: texts for label, texts in new.items() if label not in old}:
         content = f"{content.rstrip()}\n{_to_yaml(added)}".lstrip()
@@ -190,7 +190,7 @@ def _write(path: Path, text: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)  # all or nothing: an interruption leaves the old file
+    os.replace(unfinished, path)  # atomic: an interruption leaves the old file
 
 
 if __name__ == "__main__":

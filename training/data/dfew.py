@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DFEW: 11,697 single-labelled film clips, 7 classes, 5-fold cross-validation.
+"""Builder for DFEW: 11,697 single-labelled film clips in 7 classes, with 5-fold cross-validation.
 
     DFEW(config_name="fold1", data_dir="/data/DFEW")
 
-Lists: `EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv` (labels 1 to 7), or `*set_1*train*.txt` in the
-field's common form, or `train_set_1.csv`, as other repositories have it. Clips: `Clip/clip_224x224*/00001/*.jpg` or
-`.avi`, otherwise `Clip/original/1.mp4`.
+Lists: `EmoLabel_DataSplit/{train,test}(single-labeled)/set_{1..5}.csv` (labels 1 to 7), `*set_1*train*.txt` in the
+usual `path frames label` format, or `train_set_1.csv` as in other repositories. Clips:
+`Clip/clip_224x224*/00001/*.jpg` or `.avi`, otherwise `Clip/original/1.mp4`.
 """
 
 from .clip_lists import path_parts
 from .expression_videos import ExpressionVideos
 from .listed_clips import ExpressionVideosConfig
 
-# Of all 5 folds (each clip is tested once); the test fold 1 also by class, as counted in its list.
+# Test clips of each of the 5 folds (each clip is tested once). CLASS_COUNTS of fold 1 are counted in its list.
 TEST_SIZES = (2341, 2341, 2340, 2339, 2336)
 
 
 class DFEW(ExpressionVideos):
-    """Dynamic facial expressions in the wild: clips from films, each with one of seven emotions."""
+    """Dynamic Facial Expressions in the Wild (DFEW): film clips, each labelled with one of seven emotions."""
 
     BUILDER_CONFIG_CLASS = ExpressionVideosConfig
     BUILDER_CONFIGS = [ExpressionVideosConfig(name=f"fold{fold}", fold=fold) for fold in range(1, 6)]
@@ -46,6 +46,6 @@ class DFEW(ExpressionVideos):
         ]
 
     def clip_key(self, path):
-        """The number, which lists write without and folders with leading zeros."""
+        """Returns the clip number with leading zeros, which folder names have but lists do not."""
         name = path_parts(path)[-1]
         return name.zfill(5) if name.isdecimal() else name

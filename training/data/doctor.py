@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says whether the data set in a folder is whole, and what to do where it is not.
+"""Checks whether the data set in a folder is complete, and gives advice on every problem found.
 
     python -m training.data.doctor dfew /data/DFEW
     python -m training.data.doctor mafw /data/MAFW --config fold1 compound_fold1 --json report.json
 
-Prints the clips in the lists beside the official numbers, the order of the labels, the sizes of frames, and findings.
-The exit code is 1 if one of them is an error: the data set cannot be built, or scores on it would be wrong. Clips are
-taken for face crops if most have one size, squarish and at most 512 pixels: a rule of thumb, from DFEW's 224 x 224.
+Prints the numbers of listed clips next to the official ones, the label order, the frame sizes, and the findings. The
+exit code is 1 if any finding is an error: the data set cannot be built, or scores on it would be wrong. Clips count as
+face crops if most have one size, nearly square and at most 512 pixels: a rule of thumb based on DFEW's 224 x 224.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from training.data.own_videos import OwnVideos
 
 
 class Kind(NamedTuple):
-    """What can be found."""
+    """A kind of finding."""
 
     severity: str  # an "error" makes the exit code 1
     what: str
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 
 UNPACK = "unpack them again; to go on without them, build with on_error='skip'"
-DELETE = UNPACK.replace(", build", ", delete them and build")  # building opens no clip, and skips only what it sees
+DELETE = UNPACK.replace(", build", ", delete them and build")  # building opens no clip, so it cannot skip these
 REFUSED = "copy the authors' lists again; to build what they list all the same: --no-verify here, there verify=False"
 KINDS = {
     "no_folder": Kind("error", "no such folder", "give the folder that you unpacked the archives into"),
@@ -69,7 +69,7 @@ KINDS = {
 
 
 class Findings:
-    """What was found, each thing once, though it may be in the lists of five folds."""
+    """The findings, without repetitions from the lists of several folds."""
 
     def __init__(self):
         self.items: dict[str, dict[str, dict]] = {kind: {} for kind in KINDS}
@@ -89,7 +89,7 @@ class Findings:
 
 @dataclass
 class Listed:
-    """What the lists of one configuration say."""
+    """The clips in the lists of one configuration."""
 
     name: str
     builder: ExpressionVideos
@@ -101,12 +101,12 @@ class Listed:
 
 
 def examine(data_set: str, data_dir: str, configs: list[str], decode=True, num_workers=2, time_limit=20.0, **options):
-    """The dict that `--json` writes. `options` are the builder's, such as `media` and `label_order`."""
+    """Checks a data set and returns the report for `--json`. `options` go to the builder, e.g. `label_order`."""
     findings, listed = Findings(), []
     root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():
         findings.add("no_folder", f"{root} is not a folder")
-    with tempfile.TemporaryDirectory() as cache:  # for what `datasets` writes when a builder is made
+    with tempfile.TemporaryDirectory() as cache:  # `datasets` writes there when a builder is created
         options |= {"data_dir": str(root), "cache_dir": cache}
         for name in configs if root.is_dir() else ():
             listed += read_lists(BUILDERS[data_set], name, findings, options)
@@ -137,12 +137,12 @@ def examine(data_set: str, data_dir: str, configs: list[str], decode=True, num_w
 
 
 def read_lists(builder_class, name: str, findings: Findings, options: dict) -> list[Listed]:
-    """The lists of a configuration, as far as they can be read; nothing if they cannot."""
+    """Reads the lists of a configuration as far as possible; returns an empty list if nothing can be read."""
     problems: list[str] = []
     try:
         builder = builder_class(config_name=name, **options)
         next(builder.media_paths(), None)  # raises if there is no folder with clips
-    except (OSError, ValueError) as error:  # one's own table is read to know the columns
+    except (OSError, ValueError) as error:  # OwnVideos reads its table already here, for the columns
         findings.add("no_clips" if isinstance(error, FileNotFoundError) else "bad_list", str(error))
         return []
     listed = Listed(name, builder, {split: [] for split in builder.SPLITS})
@@ -159,8 +159,8 @@ def read_lists(builder_class, name: str, findings: Findings, options: dict) -> l
 
 
 def labels_of_lists(builder: ExpressionVideos) -> list[str]:
-    """`1 happiness` and so on, by the file that names the numbers of the lists if there is one beside them."""
-    with contextlib.suppress(OSError, ValueError):  # what is wrong with a list is said already
+    """Lists the labels as `1 happiness`, numbered by the label file next to the lists if there is one."""
+    with contextlib.suppress(OSError, ValueError):  # problems of the lists are reported elsewhere
         for path in builder.annotation_files() if builder.config.label_order is None else ():
             if label_file := read_label_files(path.parent, builder.ENCODINGS):
                 return [f"{number} {name}" for number, name in sorted(label_file.names.items())]
@@ -168,7 +168,7 @@ def labels_of_lists(builder: ExpressionVideos) -> list[str]:
 
 
 def check_repeated(listed: Listed, findings: Findings):
-    """Clips that stand twice in the lists, by their name or by their file, and groups of two splits."""
+    """Finds clips that are listed twice, by name or by file, and groups that are in two splits."""
     for one in repeated(listed.clips):
         kind = "listed_twice" if one.split == one.first_split else "overlap"
         what = f"{one.what} {one.name!r} of {one.split} is in {one.first_split} already: {one.first_source}"
@@ -176,11 +176,11 @@ def check_repeated(listed: Listed, findings: Findings):
 
 
 def check_folds(listed: list[Listed], findings: Findings):
-    """Clips that are tested in two folds; in cross-validation each is tested once."""
+    """Finds clips that are tested in two folds; cross-validation tests each clip once."""
     seen: dict[tuple, tuple[str, str]] = {}
     for one in listed:
         for clip in one.clips["test"] if one.builder.config.fold else []:
-            kind = one.name.rstrip("0123456789")  # MAFW tests a clip in "fold1" and in "compound_fold3"
+            kind = one.name.rstrip("0123456789")  # in MAFW, "fold1" and "compound_fold3" may test the same clip
             first_name, source = seen.setdefault((kind, clip.clip_id), (one.name, clip.source))
             if first_name != one.name:
                 what = f"{clip.clip_id!r} is tested in {first_name} already: {source}"
@@ -188,7 +188,7 @@ def check_folds(listed: list[Listed], findings: Findings):
 
 
 def check_counts(listed: Listed, findings: Findings):
-    """Compares with the official numbers; the same numbers for other classes tell that labels are in another order."""
+    """Compares class counts with the official ones; permuted counts reveal that the labels are in another order."""
     if not listed.is_complete:
         return
     builder, explained = listed.builder, []
@@ -210,7 +210,7 @@ def check_counts(listed: Listed, findings: Findings):
 
 
 def check_clips(listed: Listed, facts: dict[str, clip_check.ClipFacts | clip_check.Failure], findings: Findings):
-    """What is wrong with clips by themselves."""
+    """Finds problems of individual clips."""
     for _, clip in listed.all_clips():
         fact, is_folder = facts.get(clip.media), os.path.isdir(clip.media)
         if fact is None:
@@ -225,29 +225,29 @@ def check_clips(listed: Listed, facts: dict[str, clip_check.ClipFacts | clip_che
 
 
 def check_twins(listed: list[Listed], twins: list[list[str]], findings: Findings):
-    """Clips with the same content: across splits, it is tested on what was trained on."""
+    """Finds clips with the same content; across splits, this means testing on training data."""
     places = [{clip.media: (split, clip) for split, clip in one.all_clips()} for one in listed]
     for group in twins:
         by_config = [[place[path] for path in group if path in place] for place in places]
-        rows = max(by_config, key=lambda rows: (len(dict(rows)), len(rows)))  # dict: one for each split
+        rows = max(by_config, key=lambda rows: (len(dict(rows)), len(rows)))  # a dict keeps one clip per split
         what = " and ".join(f"{clip.media} ({split})" for split, clip in rows)
         if len(rows) > 1:
             findings.add("twins_across" if len(dict(rows)) > 1 else "twins", what, rows[0][1].source)
 
 
 def check_unlisted(listed: list[Listed], findings: Findings):
-    """Clips that no list has; it can be told only if all lists could be read."""
+    """Finds clips that are in no list, provided that all lists could be read."""
     if not listed or not all(one.is_complete for one in listed):
         return
     there = {path for one in listed for path in one.builder.media_paths()}
-    if isinstance(listed[0].builder, OwnVideos):  # which takes the clips from the table
+    if isinstance(listed[0].builder, OwnVideos):  # its media_paths() come from the table
         there = {str(path) for path in listed[0].builder.root().rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES}
     for path in sorted(there - {clip.media for one in listed for _, clip in one.all_clips()}):
         findings.add("unlisted", path)
 
 
 def render(report: dict) -> str:
-    """The report for a terminal."""
+    """Formats a report for the terminal."""
     lines = [f"{report['data_set']} in {report['data_dir']}", ""]
     configs = {tuple(labels): config for config, labels in reversed(report["labels"].items())}
     for labels, config in reversed(configs.items()):
@@ -260,7 +260,7 @@ def render(report: dict) -> str:
     for found in report["findings"]:
         lines += ["", f"{found['severity'].upper()}  {found['what']}: {found['number']:,}"]
         for item in found["items"][:MAX_PROBLEMS_SHOWN]:
-            what = item["what"].split("; looked for")[0]  # a long list of patterns; the json has it
+            what = item["what"].split("; looked for")[0]  # the long list of patterns is in the JSON only
             lines.append(f"    {item['where']}{': ' if item['where'] else ''}{what}")
         if found["number"] > MAX_PROBLEMS_SHOWN:
             lines.append(f"    ... and {found['number'] - MAX_PROBLEMS_SHOWN:,} more; --json FILE writes all")
@@ -271,7 +271,7 @@ def render(report: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_set", choices=BUILDERS)
     parser.add_argument("data_dir", help="the folder that you unpacked it into")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the builders of licensed data sets share: lists are read, clips are looked for, and nothing is believed.
+"""Base class of the builders for licensed data sets: finds and reads the lists, finds the clips, and checks both.
 
-The builders beside this file also work as loading scripts of `datasets` 3.x, which copies a script and the files that
-the script itself imports: so of this package, only what every one of them imports is imported here. No video is opened
-either: `training.data.doctor` does that.
+The builders next to this file also work as loading scripts of `datasets` 3.x, which copies only a script and the files
+that it imports directly. So this file imports only those modules of the package that every builder imports too. It
+opens no video; that is left to `training.data.doctor`.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ evaluation --options verify=false)"""
 
 
 class ExpressionVideos(datasets.GeneratorBasedBuilder):
-    """A data set of labelled face videos in the folder that its authors gave to the user.
+    """Base class of builders for labelled face videos that the user got from the authors of a data set.
 
-    A subclass says which classes there are, and how lists and folders with clips are called in the copies that
-    circulate; the folder is searched for them, in any case of the letters and up to two folders deep.
+    A subclass defines the classes, and the names of lists and clip folders in the copies that circulate. The builder
+    searches the user's folder for these names, ignoring case, up to two folders deep.
 
     Raises, while building:
-        FileNotFoundError: no `data_dir`, or none of the lists or clips in it; the message says what was looked for.
-        ValueError: what is wrong with the lists, with file, line and value; nothing is then kept.
+        FileNotFoundError: no `data_dir`, or no lists or clips in it; the message names the patterns searched for.
+        ValueError: the lists are invalid; the message has file, line and value. Nothing is kept.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -53,10 +53,10 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
     HOMEPAGE: ClassVar[str] = ""
     CITATION: ClassVar[str] = ""
     LICENSE: ClassVar[str] = "research only, by agreement with the authors; no part may be passed on"
-    LABELS: ClassVar[tuple[str, ...]]  # in the official order, in our spelling
+    LABELS: ClassVar[tuple[str, ...]]  # in the official order, normalized by `our_spelling`
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "test")
     FIRST_LABEL: ClassVar[int] = 0  # number of the first class in the authors' own lists
-    # Patterns of the folders that hold the clips, best first, and how many levels below such a folder the clips lie.
+    # Patterns of the folders with the clips, best first, and the depth of the clips below such a folder.
     FACE_FOLDERS: ClassVar[tuple[str, ...]] = ()
     VIDEO_FOLDERS: ClassVar[tuple[str, ...]] = ()
     MEDIA_DEPTH: ClassVar[int] = 1
@@ -64,43 +64,43 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
     SIZES: ClassVar[dict[str, dict[str, int]]] = {}
     CLASS_COUNTS: ClassVar[dict[str, dict[str, dict[str, int]]]] = {}
     COUNTS_ADVICE: ClassVar[str] = COUNTS_ADVICE
-    ENCODINGS: ClassVar[tuple[str, ...]] = ("utf-8",)  # of lists, in the order in which they are tried
+    ENCODINGS: ClassVar[tuple[str, ...]] = ("utf-8",)  # encodings of lists, tried in this order
 
     def __init__(self, *args, hash=None, **kwargs):
         super().__init__(*args, hash=hash, **kwargs)
-        # `datasets` names the cache by the folder's name, not by what is in it, and would go on serving rows of an
-        # older list. Which lists count is known only now that there is a configuration, hence the second call.
+        # `datasets` names the cache after the folder, not its content, and would serve outdated rows after a list has
+        # changed. The second call is needed because the lists are known only once the configuration exists.
         super().__init__(*args, hash=self._digest(hash), **kwargs)
 
-    # What a data set says of itself.
+    # To be overridden by subclasses.
 
     def list_patterns(self, split: str) -> list[str]:
-        """Patterns of the files that may list a split, best first."""
+        """Returns the patterns of files that may list a split, best first."""
         raise NotImplementedError
 
     def fold_patterns(self, split: str) -> list[str]:
-        """Patterns of lists in the field's common form, such as `DFEW_set_1_train.txt`; 1 must not be found in 16."""
+        """Returns patterns of lists named like `DFEW_set_1_train.txt`; fold 1 must not match a name with 16."""
         names = [f"set{gap}{self.config.fold}[!0-9]" for gap in ("?", "")]
         orders = [order for name in names for order in (f"*{name}*{split}*", f"*{split}*{name}*")]
         return [order + suffix for suffix in ("txt", "csv") for order in orders]
 
     def clip_key(self, path: str) -> str:
-        """What a path in a list and the file that it means have in common, whatever folder both lie in."""
+        """Returns a key that is equal for a listed path and the file it refers to, regardless of their folders."""
         return path_parts(path)[-1]
 
     def columns_of(self, line: Line, label: str) -> dict:
-        """Values of `extra_features` for a line with a label."""
+        """Returns the values of `extra_features` for a line with a label."""
         return {}
 
     def extra_features(self) -> dict:
-        """Columns that only this data set has."""
+        """Returns the columns that are specific to this data set."""
         return {}
 
     def label_names(self) -> list[str]:
-        """Of the `label` column, in order."""
+        """Returns the class names of the `label` column, in order."""
         return list(self.LABELS)
 
-    # From here on the same for every set of lists and a folder with clips.
+    # Common to all data sets that consist of lists and a folder with clips.
 
     def _info(self):
         self._check_config()
@@ -111,7 +111,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
             **self.extra_features(),
             "clip_id": datasets.Value("string"),
             "fold": datasets.Value("int32"),
-            "num_frames": datasets.Value("int32"),  # null for a video file of which the list says nothing
+            "num_frames": datasets.Value("int32"),  # null for a video file if the list has no number
         }
         return datasets.DatasetInfo(
             description=self.__doc__,
@@ -123,7 +123,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         )
 
     def _check_config(self):
-        self.config.__post_init__()  # `datasets` sets what the user passes without it
+        self.config.__post_init__()  # `datasets` sets the user's options without calling it
         preset = self.builder_configs.get(self.config.name)
         names = ("fold", "kind")
         if preset is None or any(getattr(preset, name, 0) != getattr(self.config, name, 0) for name in names):
@@ -144,7 +144,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
             yield clip.clip_id, row
 
     def read_clips(self) -> dict[str, list[Clip]]:
-        """Split -> its clips, checked; with `on_error="skip"` without unusable ones, which a warning names."""
+        """Returns split -> checked clips; `on_error="skip"` leaves out unusable ones with a warning."""
         listed: dict[str, list[Clip]] = {split: [] for split in self.SPLITS}
         clips, problems, unusable = {split: [] for split in self.SPLITS}, [], []
         for split, clip in self.unchecked_clips(problems):
@@ -153,7 +153,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
                 clips[split].append(self._check_media(clip))
             except ValueError as error:
                 unusable.append(str(error))
-        # One file with two captions may be two clips of one split, under two ids.
+        # One file may be two clips of the same split, with two ids and two captions.
         problems += [str(one) for one in repeated(listed) if one.what == "clip" or one.split != one.first_split]
         title = f"{self.TITLE} in {self.root()}"
         if problems or (unusable and self.config.on_error == "raise"):
@@ -168,13 +168,13 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         return clips
 
     def official_counts(self, split: str) -> dict[str, int]:
-        """Label, or "all" for clips of any -> official number in a split or TOGETHER; only those that are known."""
+        """Returns label or "all" -> official number of clips in a split or TOGETHER, as far as known."""
         size = self.SIZES.get(self.config.name, {}).get(split)
         counts = {} if size is None else {"all": size}
         return counts | self.CLASS_COUNTS.get(self.config.name, {}).get(split, {})
 
     def wrong_counts(self, clips: dict[str, list[Clip]]) -> Iterator[tuple[str, str]]:
-        """Split or TOGETHER, and what differs there from an official number."""
+        """Yields the deviations from the official numbers: split or TOGETHER, and a message."""
         for split in (*clips, TOGETHER):
             counts = count_clips(clips, split)
             for label, number in self.official_counts(split).items():
@@ -182,14 +182,14 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
                     yield split, f"{split}, {label}: {counts[label]:,} clips, official {number:,}"
 
     def required_splits(self) -> tuple[str, ...]:
-        """Those without which there is no data set."""
+        """Returns the splits that must not be empty."""
         return self.SPLITS
 
     def unchecked_clips(self, problems: list[str]) -> Iterator[tuple[str, Clip]]:
-        """Split and clip of every line; what is wrong with a line is added to `problems`."""
+        """Yields the split and clip of every line; adds the errors of invalid lines to `problems`."""
         root, media = self.root(), {}
         for path in self.media_paths():
-            media.setdefault(self.clip_key(path), path)  # a folder of frames comes before a video of its name
+            media.setdefault(self.clip_key(path), path)  # a folder of frames has priority over a video of that name
         for split in self.SPLITS:
             for line in self.read_lines(root, split):
                 try:
@@ -205,7 +205,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         return Clip(key, label, media.get(key, ""), line.source, self.columns_of(line, label), num_frames)
 
     def _check_media(self, clip: Clip) -> Clip:
-        """The clip, with the number of its images if it is a folder; a `ValueError` says what is wrong with it."""
+        """Checks a clip and fills in the number of images of a folder; raises `ValueError` if the clip is unusable."""
         if not clip.media:
             raise ValueError(f"{clip.source}: there is no {clip.clip_id!r} in {self.media_folder}")
         real_root = None if self.config.allow_outside else self.real_root
@@ -216,7 +216,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         return clip._replace(num_frames=found)
 
     def read_lines(self, root: Path, split: str) -> Iterator[Line]:
-        """The lines of a split's list, taken apart."""
+        """Finds the list of a split and yields its parsed lines."""
         found = self.find_list(self.list_patterns(split), f"the {split} clips")
         if found is None:
             raise FileNotFoundError(
@@ -226,7 +226,7 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         yield from read_list(found, self.ENCODINGS)
 
     def find_list(self, patterns: list[str], what: str) -> Path | None:
-        """The list that matches the best pattern at all; several that say different things are a `ValueError`."""
+        """Returns the list that matches the best pattern; raises `ValueError` if several differ in content."""
         for matches in find(self.root(), patterns):
             files = [path for path in matches if path.is_file()]
             if len({path.read_bytes() for path in files}) > 1:
@@ -236,12 +236,12 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         return None
 
     def annotation_files(self) -> list[Path]:
-        """The files whose content the rows are made of."""
+        """Returns the files from which the rows are read."""
         found = [self.find_list(self.list_patterns(split), f"the {split} clips") for split in self.SPLITS]
         return [file for path in found if path is not None for file in (path, *label_files(path.parent))]
 
     def root(self) -> Path:
-        """The user's folder."""
+        """Returns the absolute path of the user's folder."""
         if self.config.data_dir is None:
             raise FileNotFoundError(
                 f"{self.TITLE} is given by its authors to those who sign their agreement ({self.HOMEPAGE}); "
@@ -254,17 +254,17 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
 
     @cached_property
     def real_root(self) -> str:
-        """The user's folder without links, with a separator at the end."""
+        """Returns the resolved path of the user's folder, with a trailing separator."""
         return os.path.join(os.path.realpath(self.root()), "")
 
     @cached_property
     def media_folder(self) -> Path:
-        """The folder with the clips: face crops rather than whole videos, unless `media` says otherwise."""
+        """Finds the folder with the clips; prefers face crops to whole videos unless `media` is set."""
         kinds = {"faces": self.FACE_FOLDERS, "videos": self.VIDEO_FOLDERS}
         patterns = [pattern for kind, some in kinds.items() if self.config.media in (None, kind) for pattern in some]
         root = self.root()
         for folder in (path for matches in find(root, patterns) for path in matches if path.is_dir()):
-            # A folder in a folder of the same name, as unpacking makes them, is not a clip.
+            # Unpacking often nests a folder in one of the same name, which is not a clip.
             if any(is_clip(path) for path in list_media(folder, self.MEDIA_DEPTH)):
                 return folder
         raise FileNotFoundError(
@@ -272,19 +272,19 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
         )
 
     def media_paths(self) -> Iterator[str]:
-        """Every clip there is, a file or a folder of images; each folder is listed, no file is opened."""
+        """Yields the paths of all clips, video files or folders of images, without opening any file."""
         yield from list_media(self.media_folder, self.MEDIA_DEPTH)
 
     @cached_property
     def media_column(self) -> str:
-        """ "frames" if the clips are folders of images, "video" if they are files, or if nothing is known yet."""
+        """Returns "frames" if the clips are folders of images, and "video" if they are files or none is found."""
         try:
             return "frames" if os.path.isdir(next(filter(is_clip, self.media_paths()))) else "video"
         except (FileNotFoundError, StopIteration):
             return "video"
 
     def _digest(self, given: str | None) -> str:
-        """Changes with the code, the lists and the clips that there are."""
+        """Hashes the code, the lists and the paths of the clips, to name the cache."""
         digest = hashlib.sha256(f"{given}".encode())
         for owner in (ExpressionVideos, Clip, Line, type(self)):
             digest.update(Path(inspect.getfile(owner)).read_bytes())
@@ -293,14 +293,14 @@ class ExpressionVideos(datasets.GeneratorBasedBuilder):
                 digest.update(os.fsencode(path) + path.read_bytes())
             for path in self.media_paths():
                 digest.update(os.fsencode(path) + b"\n")
-                if self.config.on_error == "skip" and os.path.exists(path):  # an empty clip may have been mended
+                if self.config.on_error == "skip" and os.path.exists(path):  # an empty clip may have been repaired
                     digest.update(f"{os.stat(path).st_mtime_ns}".encode())
         except (FileNotFoundError, ValueError):
-            pass  # building says what is not there, or which lists contradict each other
+            pass  # building reports missing files and contradictory lists
         return digest.hexdigest()[:16]
 
     def read_label(self, line: Line) -> str:
-        """The label of a line in our spelling; a `ValueError` for an unknown name or a number outside the classes."""
+        """Returns the normalized label of a line; raises `ValueError` for an unknown name or number."""
         names, name = self.label_names(), line.label
         is_number = INTEGER.fullmatch(name) is not None
         if is_number and line.label_file is not None and self.config.label_order is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes in face coordinates, turned with the head and painted.
+"""Canvas for shapes in face coordinates, which are rotated with the head and drawn on an image.
 
 Face coordinates: x to the right in half face widths, y down in half face heights, the origin between nose and eyes.
 """
@@ -9,17 +9,17 @@ from PIL import ImageDraw
 
 
 class Canvas:
-    """Collects polygons and lines in face coordinates, turns all of them at once, paints them in order."""
+    """Collection of polygons and lines in face coordinates, which `paint` rotates all at once and draws in order."""
 
     def __init__(self, look, pose):
         self.look, self.pose, self.shapes = look, pose, []
 
     def fill(self, points, color, lift=0.0):
-        """A polygon (N, 2); `lift`, one for all or (N,), moves it off the head's surface, towards us if > 0."""
+        """Adds a polygon (N, 2); `lift`, a scalar or (N,), moves it off the head's surface, to the viewer if > 0."""
         self.shapes.append((np.asarray(points, dtype=np.float64), lift, _rgb(color), None))
 
     def line(self, points, color, width, lift=0.0):
-        """A polyline (N, 2); `width` is a share of the face's half height."""
+        """Adds a polyline (N, 2); `width` is a fraction of half the face height."""
         self.shapes.append((np.asarray(points, dtype=np.float64), lift, _rgb(color), width))
 
     def paint(self, image):
@@ -46,7 +46,7 @@ class Canvas:
         yaw, pitch, roll = self.pose
         x, y = points[:, 0] * self.look.aspect, points[:, 1]
         depth = 0.75 * np.sqrt(np.clip(1.0 - 0.9 * points[:, 0] ** 2 - 0.6 * points[:, 1] ** 2, 0.0, 1.0)) + lift
-        # What lies behind the head (lift <= -1: neck, clothes) stays where it is.
+        # Shapes behind the head (lift <= -1: neck, clothes) do not rotate with yaw and pitch.
         fixed = lift <= -1.0
         depth = np.where(fixed, 0.0, depth)
         yaw, pitch = np.where(fixed, 0.0, yaw), np.where(fixed, 0.0, pitch)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Head, eyes, nose, mouth and brows, and how the action units of an expression change them.
+"""Functions that draw head, eyes, nose, mouth and brows as changed by the action units of an expression.
 
-"Action units" are the muscle movements of the Facial Action Coding System that a component stands for; `units` maps a
-component to its present intensity. Coordinates are those of `face_canvas`.
+Action units are the muscle movements of the Facial Action Coding System that a component represents; `units` maps a
+component to its current intensity. Coordinates are those of `face_canvas`.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from training.data.face_look import mix
 TEAR_RGB, EYE_WHITE_RGB, TEETH_RGB, MOUTH_RGB = (120, 188, 252), (250, 250, 250), (252, 250, 240), (86, 22, 28)
 CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 15)[:-1]), np.sin(np.linspace(0, 2 * np.pi, 15)[:-1])], axis=1)
 ARCH = np.linspace(-1.0, 1.0, 9)
-# The head's silhouette lies behind its front: it hardly moves where the features do.
+# The silhouette lies behind the front of the head, so it moves much less than the features when the head turns.
 RIM = -0.3
 
 
@@ -25,7 +25,7 @@ def _jaw_drop(units):
 
 
 def _outline(look, drop, grow=1.0):
-    """The face from ear to ear, (N, 2): an ellipse with a narrower jaw and, with an open mouth, a lower chin."""
+    """Returns the outline (N, 2) of the face: an ellipse with a narrower jaw; an open mouth lowers the chin."""
     angles = np.linspace(0.0, 2.0 * np.pi, 41)[:-1]
     x, y = np.cos(angles), np.sin(angles)
     below = np.clip(y, 0.0, 1.0)
@@ -77,7 +77,7 @@ def _draw_beard(canvas, look, outline):
 
 
 def draw_front(canvas, look, identity, units):
-    """What lies over the face: hair, glasses, tears."""
+    """Draws what lies in front of the face: hair, glasses, tears."""
     if identity.hair_style != "bald":
         hairline = {"short": -0.76, "side": -0.7, "long": -0.72, "bob": -0.66, "bun": -0.8}[identity.hair_style]
         part = look.side * 0.35 if identity.hair_style in ("side", "long") else 0.0
@@ -102,7 +102,7 @@ def draw_front(canvas, look, identity, units):
 
 
 def _lid_curves(look, units):
-    """(upper, lower) y of the eyelids (9,) relative to the eye's centre."""
+    """Returns y of the upper and of the lower eyelid, each (9,), relative to the centre of the eye."""
     opening = 1.0 + 0.75 * units.get("eyes_wide", 0.0) - 0.5 * units.get("eyes_narrow", 0.0)
     upper = opening * (1.0 - 0.6 * units.get("lids_droop", 0.0)) - 0.5 * units.get("gaze_down", 0.0)
     lower = opening - 0.55 * units.get("cheek_raise", 0.0)
@@ -113,7 +113,7 @@ def _lid_curves(look, units):
 
 
 def _gaze(look, units):
-    """Offset of the iris from the eye's centre, in face units."""
+    """Returns the offset of the iris from the centre of the eye, in face coordinates."""
     x = look.side * 0.115 * units.get("gaze_side", 0.0) + 0.125 * units.get("gaze_dart", 0.0)
     return np.array((x, 0.11 * units.get("gaze_down", 0.0)))
 
@@ -132,7 +132,7 @@ def draw_eyes(canvas, look, units):
         canvas.fill(CIRCLE * (0.115, 0.1) + iris, look.iris)
         canvas.fill(CIRCLE * (0.058, 0.05) + iris, (12, 12, 14))
         canvas.fill(CIRCLE * (0.022, 0.02) + iris + (0.035, -0.035), (255, 255, 255))
-        # The lids are skin around the opening, and hide the rest of the eyeball.
+        # The lids are skin polygons around the opening that cover the rest of the eyeball.
         above = [_shift(center, look.eye_width + 0.03, -0.26), _shift(center, -look.eye_width - 0.03, -0.26)]
         below = [_shift(center, look.eye_width + 0.03, 0.26), _shift(center, -look.eye_width - 0.03, 0.26)]
         lid_shadow = look.skin * (1.0 - 0.1 * max(units.get("lids_droop", 0.0), units.get("gaze_down", 0.0)))
@@ -189,7 +189,7 @@ def draw_nose(canvas, look, units):
 
 
 def _mouth_curves(look, units):
-    """(left to right) x (9,) and y of the upper lip's outer and inner and the lower lip's inner and outer edge."""
+    """Returns x and four y, all (9,): outer and inner edge of the upper lip, inner and outer edge of the lower one."""
     get = units.get
     smile, press, part = get("smile", 0.0), get("lips_press", 0.0), get("lips_part", 0.0)
     down, smirk, opened, sneer = (
@@ -267,7 +267,7 @@ def _draw_mouth_folds(canvas, look, units, line):
 def draw_brows(canvas, look, units):
     raised, inner, lower = (units.get(name, 0.0) for name in ("brow_raise", "inner_brow", "brow_lower"))
     share = np.linspace(0.0, 1.0, 5)
-    # Fair brows on darker skin would move unseen.
+    # The movement of fair brows on darker skin would be invisible.
     color = np.minimum(mix(look.hair, (20, 16, 16), 0.45), 0.5 * look.skin)
     for side in (-1, 1):
         alone = 1.35 * units.get("one_brow", 0.0) * (side == look.side)

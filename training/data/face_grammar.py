@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grammar of the rendered faces: what a face does in a clip, and the sentence that describes it.
+"""Grammar of the rendered faces: samples the facial movements in a clip and the caption that describes them.
 
-Every sample is a pure function of (seed, split, index). Four emotions, ten pairs of components and three ways of
-moving are kept out of everything a model is trained or selected on, so that zero-shot results mean something.
+Every sample is a pure function of (seed, split, index). Four emotions, ten pairs of components and three combinations
+of component and dynamics are excluded from all data for training and model selection, to make zero-shot tests valid.
 """
 
 from dataclasses import replace
@@ -37,12 +37,12 @@ from training.data.face_vocabulary import (
 
 
 def forbidden_pairs(components):
-    """The forbidden pairs among some component names."""
+    """Returns the forbidden pairs among the given component names."""
     return {pair for pair in FORBIDDEN_PAIRS if pair <= set(components)}
 
 
 def nearest_recipe(components, labels=EMOTION_NAMES):
-    """The emotion under whose recipe this set of components is most likely, taking components as independent."""
+    """Returns the emotion whose recipe gives the components the highest likelihood, assuming independence."""
     present = set(components)
 
     def log_likelihood(label):
@@ -54,7 +54,7 @@ def nearest_recipe(components, labels=EMOTION_NAMES):
 
 
 def sample_clip(seed, split, index):
-    """Specification of clip `index` of "train", "validation", "test" or "test_imbalanced"."""
+    """Samples the specification of clip `index` of "train", "validation", "test" or "test_imbalanced"."""
     key = (seed, SPLIT_NUMBERS[split], index)
     rng = np.random.default_rng(key)
     identity = _sample_identity(rng, f"{split}_{index:06d}")
@@ -70,7 +70,7 @@ def sample_clip(seed, split, index):
 
 
 def sample_still(seed, split, index):
-    """Specification of still image `index` of "train" or "validation": 0 to 2 components, all in the caption."""
+    """Samples still image `index` of "train" or "validation": 0 to 2 components, all in the caption."""
     key = (seed, STILL_SPLIT_NUMBERS[split], index)
     rng = np.random.default_rng(key)
     identity = _sample_identity(rng, f"still_{split}_{index:06d}")
@@ -82,13 +82,13 @@ def sample_still(seed, split, index):
 
 
 def sample_compound(seed, index):
-    """Specification of test clip `index` of the compound emotions: what is typical of both parts, and perhaps more."""
+    """Samples test clip `index` of the compound emotions, combining the typical components of both parts."""
     key = (seed, SPLIT_NUMBERS["compounds_test"], index)
     rng = np.random.default_rng(key)
     identity = _sample_identity(rng, f"compounds_test_{index:06d}")
     label = COMPOUND_NAMES[index % len(COMPOUND_NAMES)]
     chosen = []
-    # A component of each part in turn; where two exclude each other, as two mouths, the first one stays.
+    # Alternates between the parts; of two components that exclude each other, such as two mouths, the first one stays.
     for rank, both in enumerate(zip_longest(*(EMOTIONS[part] for part in rng.permutation(label.split("_"))))):
         for name, probability in filter(None, both):
             if (rank == 0 or rng.random() < probability) and _fits(name, chosen, restricted=False):
@@ -99,9 +99,9 @@ def sample_compound(seed, index):
 
 
 def sample_order_pair(seed, index, split="order_pairs"):
-    """Two clips of the same frames, (onset, offset): the second is the first played backwards.
+    """Samples two clips with the same frames, (onset, offset): the second is the first played backwards.
 
-    Only the order of the frames tells them apart, and only the last words of their captions.
+    They differ only in the order of the frames, and in the last word of their captions.
     """
     key = (seed, SPLIT_NUMBERS[split], index)
     rng = np.random.default_rng(key)
@@ -124,7 +124,7 @@ def sample_order_pair(seed, index, split="order_pairs"):
 
 
 def backwards(spec):
-    """The same clip with time running backwards; the caption and the identifier stay as they are."""
+    """Returns the clip with time reversed; caption and identifier stay unchanged."""
     swapped = {"onset": "offset", "offset": "onset"}
     actions = []
     for action in spec.actions:
@@ -146,7 +146,7 @@ def _sample_identity(rng, name):
         hair_color=str(rng.choice(HAIR_COLORS)),
         hair_style=str(rng.choice(HAIR_STYLES[gender])),
         glasses=bool(rng.random() < 0.18),
-        # Men only, so that it is 22 and 12 % of all faces.
+        # Men only: 22 % of all faces have a beard, 12 % a moustache.
         beard=gender == "man" and bool(rng.random() < 0.44),
         moustache=gender == "man" and bool(rng.random() < 0.24),
     )
@@ -182,7 +182,7 @@ def _recipe_components(rng, label, restricted):
 
 
 def _training_components(rng):
-    """(label, components, simple): 15 % simple clips, and of the rest 60 % from recipes and 40 % free combinations."""
+    """Samples (label, components, simple): 15 % simple clips; of the rest, 60 % recipes and 40 % free combinations."""
     kind = rng.choice(("simple", "recipe", "free"), p=(0.15, 0.51, 0.34))
     if kind == "recipe":
         label = str(rng.choice(SEEN_EMOTIONS))
@@ -192,7 +192,7 @@ def _training_components(rng):
 
 
 def _free_label(components):
-    """The nearest recipe that shares a component; "neutral" where none does."""
+    """Returns the nearest recipe among those that share a component, or "neutral" if none does."""
     sharing = [label for label in SEEN_EMOTIONS if set(components) & set(dict(EMOTIONS[label]))]
     return nearest_recipe(components, sharing or ("neutral",))
 
@@ -200,7 +200,7 @@ def _free_label(components):
 def _test_label(split, index):
     if split == "test":
         return EMOTION_NAMES[index % len(EMOTION_NAMES)]
-    # Multiples of the golden ratio spread evenly: every prefix of the split has nearly DFEW's shares.
+    # Multiples of the golden ratio are spread evenly, so every prefix of the split has nearly DFEW's class shares.
     ends = np.cumsum(tuple(DFEW_SHARES.values())) / sum(DFEW_SHARES.values())
     position = (index * 0.6180339887498949 + 0.5) % 1.0
     return tuple(DFEW_SHARES)[int(np.searchsorted(ends, position, side="right"))]

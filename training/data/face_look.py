@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is drawn, in which light and from where: everything about a rendered face that is not its expression."""
+"""Appearance of a rendered face: person, light and camera, everything but the expression."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ IRIS_RGB = ((70, 44, 24), (92, 64, 30), (60, 100, 150), (70, 120, 80), (100, 110
 
 @dataclass(frozen=True)
 class Look:
-    """One person in one light; drawn from the clip's own generator, so never used for two clips."""
+    """The appearance of one person in one clip, sampled from the clip's own generator and so never reused."""
 
     # Colours, RGB.
     skin: np.ndarray
@@ -26,9 +26,9 @@ class Look:
     iris: np.ndarray
     lips: np.ndarray
     clothes: np.ndarray
-    background: np.ndarray  # (2, 3): from and to, along gradient_angle in radians
+    background: np.ndarray  # (2, 3): both ends of a gradient along gradient_angle, in radians
     gradient_angle: float
-    # Lengths and positions, in face coordinates; `aspect` is the face's width by its height.
+    # Lengths and positions in face coordinates; `aspect` is width / height of the face.
     aspect: float
     jaw: float
     eye_x: float
@@ -43,8 +43,8 @@ class Look:
     mouth_y: float
     mouth_width: float
     lip_thickness: float
-    side: float  # -1 or 1: where one-sided movements happen
-    # In the image: half the face's height and its centre as shares of the side; (yaw, pitch, roll) in radians.
+    side: float  # -1 or 1: the side of one-sided movements
+    # Half the face height and the centre as fractions of the image side; (yaw, pitch, roll) in radians.
     scale: float
     center: np.ndarray
     pose: np.ndarray
@@ -52,8 +52,8 @@ class Look:
     blink_at: float  # time in 0..1, infinite without a blink
     light: np.ndarray
     gain: float
-    noise: float  # standard deviation, in grey levels of 255
-    occluder: tuple[float, ...] | None  # x and y in -1..1, diameter as a share of the side, colour
+    noise: float  # standard deviation, in grey levels from 0 to 255
+    occluder: tuple[float, ...] | None  # x and y in -1..1, diameter as a fraction of the image side, colour
 
 
 def sample_look(rng, identity):
@@ -85,7 +85,7 @@ def sample_look(rng, identity):
 
 
 def _sample_view(rng):
-    """What varies with the camera, the light and the moment rather than with the person."""
+    """Samples what depends on camera, light and time rather than on the person."""
     angle = rng.uniform(0, 2 * np.pi)
     occluder = (
         *(rng.choice((-1.0, 1.0), 2) * rng.uniform(0.8, 1.0, 2)),

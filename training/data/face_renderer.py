@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the faces that `face_grammar` specifies: shaded polygons on an ellipsoid head, in 2.5 dimensions."""
+"""Renderer for the faces that `face_grammar` specifies: shaded polygons on an ellipsoid head, in 2.5 dimensions."""
 
 import numpy as np
 from PIL import Image
@@ -12,13 +12,13 @@ SUPERSAMPLING = 3
 
 
 def render_clip(spec, num_frames=8, size=64):
-    """The clip as uint8 (num_frames, size, size, 3), RGB; a time-reversed clip is its original played backwards."""
+    """Renders a clip as uint8 (num_frames, size, size, 3), RGB; a time-reversed clip is the original backwards."""
     times = np.linspace(0.0, 1.0, num_frames)
     curves = {action.component: action.curve(times) for action in spec.actions}
     rng = np.random.default_rng((*spec.rng_key, 1))
     look = sample_look(rng, spec.identity)
     backdrop = _backdrop(look, size * SUPERSAMPLING)
-    # The frames of a reversed clip are drawn in the original's order, which gives both the same noise.
+    # The frames of a reversed clip are drawn in the original order, so that both clips have the same noise.
     order = range(num_frames - 1, -1, -1) if spec.time_reversed else range(num_frames)
     frames = np.empty((num_frames, size, size, 3), dtype=np.uint8)
     for position, index in enumerate(order):
@@ -28,16 +28,16 @@ def render_clip(spec, num_frames=8, size=64):
 
 
 def render_still(spec, size=64):
-    """One image at the full intensity of every component: uint8 (size, size, 3), RGB."""
+    """Renders one image with every component at full intensity, uint8 (size, size, 3), RGB."""
     rng = np.random.default_rng((*spec.rng_key, 1))
     look = sample_look(rng, spec.identity)
     units = {action.component: action.intensity for action in spec.actions}
-    # Before the clip starts nobody blinks, which would contradict "wide open eyes".
+    # A time before the clip excludes a blink, which would contradict "wide open eyes".
     return _draw_frame(look, spec.identity, _backdrop(look, size * SUPERSAMPLING), units, -1.0, rng)
 
 
 def _backdrop(look, pixels):
-    """The two-colour background gradient that all frames of a clip are drawn on."""
+    """Returns the two-colour gradient that is the background of all frames of a clip."""
     axis = np.linspace(-0.7, 0.7, pixels)
     share = np.cos(look.gradient_angle) * axis[None, :] + np.sin(look.gradient_angle) * axis[:, None]
     share = np.clip(share + 0.5, 0.0, 1.0)[..., None]
@@ -53,7 +53,7 @@ def _draw_frame(look, identity, backdrop, units, time, rng):
     draw_nose(canvas, look, units)
     draw_mouth(canvas, look, identity, units)
     draw_front(canvas, look, identity, units)
-    # Last: brows that vanish under the hair when raised could not be learnt.
+    # Drawn last: raised brows hidden by the hair could not be learnt.
     draw_brows(canvas, look, units)
     image = backdrop.copy()
     canvas.paint(image)
@@ -61,7 +61,7 @@ def _draw_frame(look, identity, backdrop, units, time, rng):
 
 
 def _head_movement(look, units):
-    """Change of (yaw, pitch, roll) in radians; a positive pitch bows the head."""
+    """Returns the change of (yaw, pitch, roll) in radians; a positive pitch bows the head."""
     yaw = look.side * 0.55 * units.get("head_turn", 0.0) + 0.42 * units.get("head_shake", 0.0)
     pitch = 0.50 * units.get("head_down", 0.0) - 0.45 * units.get("chin_up", 0.0) + 0.36 * units.get("head_nod", 0.0)
     return np.array((yaw, pitch, 0.0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rendered clip is made of: movements over time, a person, a caption, and the targets that follow from them."""
+"""Specification of a rendered clip: movements over time, a person, a caption, and the targets derived from them."""
 
 from dataclasses import dataclass, field
 
@@ -10,9 +10,9 @@ from training.data.face_vocabulary import COMPONENT_NAMES, NEGATIVE_AFFECT_WEIGH
 
 @dataclass(frozen=True)
 class Action:
-    """One component over the clip; `start` and `duration` are shares of the clip's length.
+    """One component over the clip; `start` and `duration` are fractions of the clip length.
 
-    For "flash" they are the centre and the standard deviation, for the periodic dynamics the phase and the period.
+    For "flash" they are the centre and the standard deviation; for periodic dynamics, the phase and the period.
     """
 
     component: str
@@ -22,7 +22,7 @@ class Action:
     duration: float
 
     def curve(self, times):
-        """Intensity (T,) at `times` (T,) in 0..1; in -1..1 for the periodic dynamics, else in 0..1."""
+        """Returns the intensity (T,) at `times` (T,) in 0..1; periodic dynamics range over -1..1, others over 0..1."""
         times = np.asarray(times, dtype=np.float64)
         if self.dynamics == "hold":
             shape = np.ones_like(times)
@@ -40,7 +40,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a caption can say about the person; the rest of the face is drawn from the clip's own generator."""
+    """The attributes of the person that a caption can mention; others are sampled from the clip's own generator."""
 
     name: str
     gender: str
@@ -53,7 +53,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Everything needed to draw one clip; `targets` are defined in `symptom_targets`."""
+    """The complete specification of one clip; `symptom_targets` defines `targets`."""
 
     clip_id: str
     identity: Identity
@@ -66,18 +66,18 @@ class ClipSpec:
 
 
 def component_vector(spec):
-    """Which of the 25 components occur in the clip: float32 (25,) of 0 and 1, in the order of `COMPONENTS`."""
+    """Returns which of the 25 components occur in the clip: float32 (25,) of 0 and 1, in the order of `COMPONENTS`."""
     present = {action.component for action in spec.actions}
     return np.array([name in present for name in COMPONENT_NAMES], dtype=np.float32)
 
 
 def symptom_targets(actions):
-    """Three made-up continuous targets of a clip, computed from the true intensities and not from who moves.
+    """Computes three made-up continuous targets of a clip from the true intensities, independent of the person.
 
-    They look like symptom scores so that regression can be tried out; they are NOT clinical measures.
-      expressivity         0..1  how much the face does: summed intensity, averaged over time; 0 for a still face
-      negative_affect      0..1  unpleasant against pleasant components, averaged over time; 0.5 for a still face
-      psychomotor_tension  0..1  tensed muscles plus how much the intensities move in time; 0 for a still face
+    They resemble symptom scores, for trying out regression; they are NOT clinical measures.
+      expressivity         0..1  summed intensity of all components, averaged over time; 0 for a still face
+      negative_affect      0..1  unpleasant minus pleasant components, averaged over time; 0.5 for a still face
+      psychomotor_tension  0..1  tensed muscles plus the variation of intensities over time; 0 for a still face
     """
     times = np.linspace(0.0, 1.0, 33)
     curves = {action.component: action.curve(times) for action in actions}

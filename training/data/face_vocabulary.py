@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rendered face can do, the words for it, and which combinations are kept out of training."""
+"""Vocabulary of the rendered faces: components, words for them, emotions, and combinations held out from training."""
 
 COMPONENTS: dict[str, tuple[str, ...]] = {
     "brow_raise": ("raised eyebrows", "arched eyebrows", "lifted eyebrows", "eyebrows pulled high"),
@@ -37,7 +37,7 @@ NEUTRAL_PHRASES = (
     "a relaxed face",
 )
 
-# The words are chosen to follow a singular as well as a plural phrase.
+# The words fit after singular and plural phrases.
 DYNAMICS: dict[str, tuple[str, ...]] = {
     "hold": (),
     "onset": ("slowly appearing", "gradually appearing", "appearing", "emerging"),
@@ -50,7 +50,7 @@ DYNAMICS: dict[str, tuple[str, ...]] = {
 PERIODIC = {"gaze_dart": "dart", "head_shake": "shake", "head_nod": "nod"}
 STEADY_COMPONENTS = tuple(name for name in COMPONENTS if name not in PERIODIC)
 
-# MAFW's eleven names in MAFW's order; (component, probability) says what a face that shows the emotion does.
+# MAFW's eleven names in MAFW's order -> (component, probability) of a face that shows the emotion.
 EMOTIONS: dict[str, tuple[tuple[str, float], ...]] = {
     "anger": (("brow_lower", 0.95), ("nostril", 0.6), ("eyes_narrow", 0.5), ("lips_press", 0.5), ("mouth_open", 0.2)),
     "disgust": (
@@ -73,7 +73,7 @@ EMOTIONS: dict[str, tuple[tuple[str, float], ...]] = {
 EMOTION_NAMES = tuple(EMOTIONS)
 SEEN_EMOTIONS, HELD_OUT_EMOTIONS = EMOTION_NAMES[:7], EMOTION_NAMES[7:]
 
-# Never in training or validation; each held-out emotion is made of such pairs.
+# Excluded from training and validation; each held-out emotion consists of such pairs.
 FORBIDDEN_PAIRS = frozenset(
     frozenset(pair)
     for pair in (
@@ -91,7 +91,7 @@ FORBIDDEN_PAIRS = frozenset(
 )
 HELD_OUT_DYNAMICS = frozenset((("mouth_down", "offset"), ("eyes_wide", "offset"), ("brow_lower", "onset")))
 
-# Of each set a face can do one thing at a time.
+# The components in a set exclude each other.
 EXCLUSIVE = (
     {"smile", "smirk", "mouth_down", "lips_press", "lips_part"},
     {"mouth_open", "smirk", "mouth_down", "lips_press", "lips_part"},
@@ -103,7 +103,7 @@ EXCLUSIVE = (
     {"head_nod", "head_down", "chin_up"},
 )
 
-# MAFW's compounds whose two parts are both seen in training.
+# MAFW's two-part compounds whose parts both occur in training.
 COMPOUND_NAMES = (
     *("anger_disgust", "anger_sadness", "anger_surprise", "disgust_sadness", "disgust_surprise"),
     *("fear_sadness", "fear_surprise", "happiness_surprise", "sadness_surprise"),
@@ -114,7 +114,7 @@ SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2, "test_imbalanced": 3, "
 SPLIT_NUMBERS |= {"order_train": 5, "order_validation": 6, "order_test": 7, "compounds_test": 8}
 STILL_SPLIT_NUMBERS = {"train": 10, "validation": 11}
 RESTRICTED_SPLITS = ("train", "validation")
-# Clips of each seen emotion in DFEW's first test fold.
+# Number of clips of each seen emotion in DFEW's first test fold.
 DFEW_SHARES = {
     "happiness": 489,
     "sadness": 379,

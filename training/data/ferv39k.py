@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FERV39k: 38,935 clips of 22 scenes, 7 classes, one split.
+"""Builder for FERV39k: 38,935 clips of 22 scenes in 7 classes, with one split.
 
     FERV39k(config_name="all", data_dir="/data/FERV39k", scenes=["Action", "Argue"])
 
-Lists: `4_setups/All_scenes/{train,test}_All.csv` with lines `Action/Sad/0010 Sad`, or `*train*.txt` in the field's
-common form. Clips: `2_ClipsforFaceCrop/Action/Sad/0010/*.jpg`.
+Lists: `4_setups/All_scenes/{train,test}_All.csv` with lines such as `Action/Sad/0010 Sad`, or `*train*.txt` in the
+usual `path frames label` format. Clips: `2_ClipsforFaceCrop/Action/Sad/0010/*.jpg`.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ SCENES = (
 
 @dataclass
 class FERV39kConfig(ExpressionVideosConfig):
-    """As for every set, and `scenes`: only clips of these; by default of all 22."""
+    """The common configuration plus `scenes`, which limits the clips to some of the 22 scenes; default: all."""
 
     scenes: list[str] | None = None
 
@@ -36,7 +36,7 @@ class FERV39kConfig(ExpressionVideosConfig):
 
 
 class FERV39k(ExpressionVideos):
-    """Facial expressions in videos of many scenes, each clip with one of seven emotions."""
+    """Facial Expression Recognition in Videos (FERV39k): clips of many scenes, each with one of seven emotions."""
 
     BUILDER_CONFIG_CLASS = FERV39kConfig
     BUILDER_CONFIGS = [FERV39kConfig(name="all")]
@@ -68,7 +68,7 @@ class FERV39k(ExpressionVideos):
         return {"scene": path_parts(line.path)[-3:][0]}
 
     def clip_key(self, path):
-        """`Scene/Emotion/number`: numbers start anew in every folder."""
+        """Returns `Scene/Emotion/number`, because the numbers restart in every folder."""
         return "/".join(path_parts(path)[-3:])
 
     def read_lines(self, root, split) -> Iterator[Line]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips as lists name them, settings of the builders that read such lists, and what is checked of all clips."""
+"""Listed clips, the configuration of the builders that read lists, and checks on all clips of a data set."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,25 +11,25 @@ import datasets
 from .clip_lists import file_identity, our_spelling
 
 MAX_PROBLEMS_SHOWN = 10
-TOGETHER = "all splits together"  # beside the splits, where official numbers are given
+TOGETHER = "all splits together"  # a key next to the splits, for official numbers
 
 
 @dataclass
 class ExpressionVideosConfig(datasets.BuilderConfig):
-    """What a data set is built from.
+    """The configuration of a builder that reads lists of clips.
 
     Args:
-        fold: of cross-validation; 0 where the set has no folds. Given by the configuration's name.
-        label_order: what the labels 0, 1, ... of a list mean, if not the official order and if no file beside the
-            list says it, as label_index.txt.
-        media: "faces" or "videos" where a folder holds both the face crops and the whole videos; by default the
-            crops, on which both papers work.
-        on_error: "raise", or "skip" to leave clips out that are missing, empty or of another number of frames than
-            listed, with a warning. What is wrong with a list itself is an error in any case.
-        allow_outside: whether a clip may lie outside `data_dir`, by `..`, an absolute path or a link. A list is often
-            somebody else's, and what it names is read, copied and perhaps published.
-        verify: whether the lists must have the official numbers of clips, as far as these are known. Clips that are
-            skipped count, since they are listed.
+        fold: cross-validation fold, determined by the configuration name; 0 if the data set has no folds.
+        label_order: the classes of the labels 0, 1, ... in a list. Needed if they are not in the official order and
+            no file next to the list, such as label_index.txt, maps them.
+        media: "faces" or "videos" if a folder holds both face crops and whole videos. Default: the crops, which both
+            papers use.
+        on_error: "raise", or "skip" to leave out clips that are missing, empty or not of the listed number of frames,
+            with a warning. Errors in the lists themselves are always raised.
+        allow_outside: whether a clip may be outside `data_dir`, through `..`, an absolute path or a link. Lists often
+            come from third parties, and the files they name are read, copied and possibly published.
+        verify: whether the lists must have the official numbers of clips, where these are known. Skipped clips count,
+            because they are listed.
     """
 
     fold: int = 0
@@ -51,18 +51,18 @@ class ExpressionVideosConfig(datasets.BuilderConfig):
 
 
 class Clip(NamedTuple):
-    """A line of a list and what it names."""
+    """A clip in a list, with its media and label."""
 
     clip_id: str
     label: str
-    media: str  # a video file, or a folder with one image for each frame; empty if there is none
+    media: str  # a video file or a folder with one image per frame; empty if not found
     source: str  # file and line, for messages
-    columns: dict = {}  # those that only this data set has
-    num_frames: int | None = None  # counted in a folder; of a video file what the list says, if it does
+    columns: dict = {}  # values of the columns specific to the data set
+    num_frames: int | None = None  # counted in a folder; for a video file, the listed number if any
 
 
 class Repeated(NamedTuple):
-    """What the lists of one configuration have twice: a clip, or the group of clips of two splits."""
+    """A repetition in the lists of one configuration: a clip or file listed twice, or a group in two splits."""
 
     what: str  # "clip", "file" or "group"
     name: str
@@ -79,13 +79,13 @@ class Repeated(NamedTuple):
 
 
 def count_clips(clips: dict[str, list[Clip]], split: str) -> Counter:
-    """Label, or "all" -> number of the clips of a split, or of all splits TOGETHER."""
+    """Counts the clips of a split, or of all splits for TOGETHER: label or "all" -> number."""
     rows = [clip for name, some in clips.items() if split in (name, TOGETHER) for clip in some]
     return Counter(clip.label for clip in rows) + Counter({"all": len(rows)})
 
 
 def repeated(clips: dict[str, list[Clip]]) -> Iterator[Repeated]:
-    """Clips that are listed twice, by name or by file, and groups (clips of one person or film) of several splits."""
+    """Yields clips listed twice, by name or by file, and groups (clips of one person or film) in several splits."""
     first: dict[tuple[str, object], tuple[str, str]] = {}
     for split, clip in ((split, clip) for split, rows in clips.items() for clip in rows):
         here = (split, clip.source)
@@ -95,12 +95,12 @@ def repeated(clips: dict[str, list[Clip]]) -> Iterator[Repeated]:
                 break
         group = clip.columns.get("group")
         place = first.setdefault(("group", group), here) if group else here
-        if place[0] != split and first.setdefault((f"group in {split}", group), here) == here:  # told once
+        if place[0] != split and first.setdefault((f"group in {split}", group), here) == here:  # reported once
             yield Repeated("group", group, *here, *place)
 
 
 def listing(title: str, problems: list[str]) -> str:
-    """A message with the first problems and the number of all."""
+    """Formats a message with the first problems and their total number."""
     if not problems:
         return title
     shown = problems[:MAX_PROBLEMS_SHOWN]

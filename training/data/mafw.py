@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MAFW: 9,172 clips with one of 11 emotions, 8,996 with one of 43 (11 single, 32 compound), captions in two languages.
+"""Builder for MAFW: 9,172 clips in 11 classes or 8,996 in 43 (11 single, 32 compound), with bilingual captions.
 
     MAFW(config_name="fold1", data_dir="/data/MAFW")            # 11 classes; also called single_fold1
     MAFW(config_name="compound_fold1", data_dir="/data/MAFW")   # 43 classes
 
 Lists: `Train & Test Set/{single,compound}/{with_caption,no_caption}/set_{1..5}/{train,test}.txt` (also
-`Train_Test_Set` and `*_new`), tab-separated, GBK or UTF-8; or `*set_1*train*.txt` in the field's common form, which
-needs `label_order`. The rows are those of `no_caption`, which lists every clip; `with_caption` lists no neutral clip,
-and only adds its captions in English and Chinese. A clip without a caption has an empty one, and training on captions
-leaves it out. Clips: `data/faces/00001/*.png`, otherwise `data/clips/00001.mp4`.
+`Train_Test_Set` and `*_new`), tab-separated, GBK or UTF-8; or `*set_1*train*.txt` in the usual `path frames label`
+format, which needs `label_order`. The rows come from `no_caption`, which lists every clip. `with_caption` lists no
+neutral clips and only adds the English and Chinese captions. A clip without caption gets an empty string, and is left
+out of training on captions. Clips: `data/faces/00001/*.png`, otherwise `data/clips/00001.mp4`.
 """
 
 from dataclasses import dataclass
@@ -34,20 +34,20 @@ COMPOUNDS = (
     *("sadness_helplessness_disappointment", "sadness_disappointment", "surprise_anxiety", "anxiety_helplessness"),
     *("anxiety_helplessness_disappointment", "helplessness_disappointment"),
 )
-# The order in DFER-CLIP's code; EmoCLIP's is the official one.
+# The order in DFER-CLIP's code; EmoCLIP uses the official one.
 DFER_CLIP_ORDER = (
     *("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"),
     *("contempt", "anxiety", "helplessness", "disappointment"),
 )
 TEST_SIZES = (1839, 1837, 1833, 1832, 1831)  # single
-# In train and test of every fold together. Of the compounds, the 43 numbers are not known.
+# Train and test of a fold together, the same for every fold. The counts of the 43 compound classes are not known.
 SINGLE_COUNTS = dict(zip(EMOTIONS, (1390, 639, 625, 1242, 1138, 1470, 1072, 236, 916, 262, 182), strict=True))
 COMPOUND_SIZE, COMPOUND_COUNTS = 8996, {"neutral": 1138}
 
 
 @dataclass
 class MAFWConfig(ExpressionVideosConfig):
-    """As for every set, and `kind`: "single" for the 11 emotions, "compound" for those and their 32 compounds."""
+    """The common configuration plus `kind`: "single" for 11 emotions, "compound" for these and 32 compounds."""
 
     kind: str = "single"
 
@@ -60,7 +60,7 @@ def _configs():
 
 
 class MAFW(ExpressionVideos):
-    """Multi-modal compound affect in the wild: clips with one emotion or several, and what is seen in words."""
+    """Multi-modal Compound Affective Database in the Wild (MAFW): clips with one or several emotions, and captions."""
 
     BUILDER_CONFIG_CLASS = MAFWConfig
     BUILDER_CONFIGS = list(_configs())
@@ -85,17 +85,17 @@ class MAFW(ExpressionVideos):
         "MAFW's lists of with_caption lack all clips without a caption, the neutral ones among them: the lists of "
         f"no_caption must lie beside them. {ExpressionVideos.COUNTS_ADVICE}"
     )
-    ENCODINGS = ("utf-8", "gb18030")  # as its authors write them
+    ENCODINGS = ("utf-8", "gb18030")  # the authors use both
 
     def list_patterns(self, split):
-        """Complete lists come first."""
+        """Returns the patterns of lists, complete lists first."""
         complete, captioned, other = (
             self.authors_patterns(split, word) for word in ("no?caption", "with?caption", "")
         )
         return [*complete, *captioned, *other, *self.fold_patterns(split)]
 
     def authors_patterns(self, split: str, captions: str) -> list[str]:
-        """Patterns of the authors' lists in folders whose names begin with a word, best first."""
+        """Returns the patterns of the authors' lists in folders whose names begin with `captions`, best first."""
         return [
             f"{folder}{self.config.kind}/{captions}{end}/set_{self.config.fold}/{split}.txt"
             for folder in ("Train*Test*Set*/", "")
@@ -104,7 +104,7 @@ class MAFW(ExpressionVideos):
         ]
 
     def caption_list(self, split: str) -> Path | None:
-        """The list that has captions; it may lack clips."""
+        """Finds the list with captions, which may lack clips."""
         return self.find_list(self.authors_patterns(split, "with?caption"), f"the captions of the {split} clips")
 
     def annotation_files(self):
@@ -126,7 +126,7 @@ class MAFW(ExpressionVideos):
             if label != clip.label:
                 problems.append(f"{line.source}: {clip.clip_id!r} is {label}, but {clip.label} in {clip.source}")
             yield split, clip._replace(columns=clip.columns | self.columns_of(line, clip.label))
-        if not problems:  # otherwise lines may be left that are missed because of these
+        if not problems:  # otherwise lines may be left over because of these problems
             problems += [
                 f"{line.source}: the complete list of the {split} clips has no {name!r}"
                 for split, lines in captions.items()

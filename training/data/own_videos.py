@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One's own clips: a folder with `metadata.csv` or `metadata.jsonl`, as `datasets`' videofolder convention has it.
+"""Builder for your own clips: a folder with `metadata.csv` or `metadata.jsonl`, as in `datasets`' videofolder format.
 
     OwnVideos(data_dir="/data/mine")
 
     /data/mine/metadata.csv         file_name,label,caption,tension
     /data/mine/train/smile.mp4      train/smile.mp4,happiness,a smile slowly appears,0.1
 
-`file_name` is required: a video file, or a folder with one image for each frame. `label`, `caption`, `clip_id`,
-`group` (clips of one person or film, kept together when a validation part is cut off) and `split` are optional; a
-column of numbers is a target and must have one on every line. The split is the column `split`, otherwise the first
-folder of `file_name` or the metadata file's (train, validation or val, test), otherwise train. No clip and no group
-may be in two splits. The table must be UTF-8, or UTF-16 as Excel's "Unicode text", with commas or tabs.
+`file_name` is required: a video file, or a folder with one image per frame. `label`, `caption`, `clip_id`, `group`
+(clips of one person or film, kept together when a validation part is split off) and `split` are optional. A numeric
+column is a target and needs a number on every line. The split is taken from the column `split`, else from the first
+folder of `file_name` or the folder of the metadata file (train, validation or val, test), else it is train. A clip or
+group must not be in two splits. The table must be UTF-8, or UTF-16 like Excel's "Unicode text", with commas or tabs.
 """
 
 import csv
@@ -47,15 +47,15 @@ class Row(NamedTuple):
 
 @dataclass
 class OwnVideosConfig(ExpressionVideosConfig):
-    """As for every set, and `labels`: their order; by default alphabetical."""
+    """The common configuration plus `labels`, the order of the labels; default: alphabetical."""
 
     labels: list[str] | None = None
 
 
 class OwnVideos(ExpressionVideos):
-    """A folder of clips with a table of what is known of them.
+    """A folder of clips with a table of their labels, captions and targets.
 
-    Features come from the table: a wrong one raises `ValueError` when the builder is made, with file, line and value.
+    The features come from the table; an invalid table raises `ValueError`, with file, line and value, at creation.
     """
 
     BUILDER_CONFIG_CLASS = OwnVideosConfig
@@ -67,7 +67,7 @@ class OwnVideos(ExpressionVideos):
 
     @cached_property
     def table(self) -> list[Row]:
-        """Every row of the metadata files; none as long as there is no folder."""
+        """Returns the rows of all metadata files; an empty list if there is no folder."""
         if self.config.data_dir is None or not Path(self.config.data_dir).expanduser().is_dir():
             return []
         root = self.root()
@@ -102,7 +102,7 @@ class OwnVideos(ExpressionVideos):
 
     @cached_property
     def target_names(self) -> list[str]:
-        """Columns of numbers."""
+        """Returns the names of the numeric columns."""
         names = dict.fromkeys(name for row in self.table for name in row.values if name not in OWN_COLUMNS)
         return [name for name in names if self._is_target(name)]
 
@@ -160,7 +160,7 @@ def _read_metadata(path: Path, root: Path, encodings: tuple[str, ...]) -> Iterat
         split = values.get("split") or (first if first.lower() in SPLITS else "train")
         if split.lower() not in SPLITS:
             raise ValueError(f"{source}: split is {split!r}, but must be one of {', '.join(SPLITS)}")
-        # Tables in several folders may each have a 1.mp4.
+        # Tables in several folders may each list a 1.mp4.
         name = file_name if path.parent == root else os.path.join(path.parent.name, file_name)
         clip_id = values.get("clip_id") or "/".join(path_parts(name))
         yield Row(values, clip_id, os.path.join(path.parent, file_name), SPLITS[split.lower()], source)
@@ -168,7 +168,7 @@ def _read_metadata(path: Path, root: Path, encodings: tuple[str, ...]) -> Iterat
 
 def _read_csv(text: str, path: Path) -> Iterator[tuple[int, dict]]:
     delimiter = "\t" if "\t" in text.lstrip().partition("\n")[0] else ","
-    # strict: an open quote would swallow lines
+    # strict: otherwise an unclosed quote would swallow lines
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
@@ -178,7 +178,7 @@ def _read_csv(text: str, path: Path) -> Iterator[tuple[int, dict]]:
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from None  # where the row begins
+        raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from None  # the row's first line
 
 
 def _read_jsonl(text: str, path: Path) -> Iterator[tuple[int, dict]]:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set -> a dataset repository of the Hub: its annotations, or all of it if the videos are yours.
+"""Publishes a data set as a dataset repository on the Hub: its annotations, or everything if the videos are yours.
 
 python -m training.data.publish dfew /data/DFEW --repo lab/dfew                     every fold found; private
 python -m training.data.publish own /data/mine --repo me/smiles --with-videos --license cc-by-4.0 --public
 
-Of a licensed set only clip_id, label, fold, scene and number of frames are published: no video, no image, no path of
-this machine; captions only on request. By its agreement even these may not be passed on. So the repository is
-private, and --public is for those who have asked the set's authors. What a repository held before is replaced, in one
-commit, by all or nothing; from there load_dataset("lab/dfew", "fold1") reads it.
+For a licensed data set, only clip_id, label, fold, scene and number of frames are published: no video, no image, no
+local path; captions only on request. The licence agreements do not allow passing on even these. So the repository is
+private by default; use --public only with the authors' permission. An upload is a single commit that replaces the
+previous content or fails as a whole. Load the result with load_dataset("lab/dfew", "fold1").
 """
 
 import argparse
@@ -30,7 +30,7 @@ from training.data.data_set_table import BUILDERS
 from training.data.synthetic_faces import SyntheticFaces
 
 SETS = {**BUILDERS, "synthetic_faces": SyntheticFaces}
-# What may go, rather than what may not: a new column of a licensed set stays here until somebody decides about it.
+# An allowlist: a new column of a licensed data set is not published until it is added here.
 ANNOTATIONS = ("clip_id", "label", "labels", "scene", "fold", "num_frames")
 CAPTIONS = ("caption", "caption_zh")
 MEDIA = ("video", "frames")
@@ -58,11 +58,11 @@ def main(arguments: list[str] | None = None):
         print(publish(options))
     except (OSError, ValueError, yaml.YAMLError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
         text = str(error.__cause__ if isinstance(error, datasets.exceptions.DatasetsError) else error)
-        parser.error(text if isinstance(error, ValueError) else " ".join(text.split()))  # the Hub's have paragraphs
+        parser.error(text if isinstance(error, ValueError) else " ".join(text.split()))  # Hub errors have paragraphs
 
 
 def check_options(options: argparse.Namespace):
-    """Completes the options by what holds for this data set; a ValueError says what contradicts it."""
+    """Checks the options and fills in the defaults for the data set; raises `ValueError` if they contradict it."""
     own, rendered = options.dataset == "own", options.dataset == "synthetic_faces"
     options.is_licensed = not own and not rendered
     options.options = yaml.safe_load(options.options)
@@ -83,12 +83,12 @@ def check_options(options: argparse.Namespace):
 
 
 def publish(options: argparse.Namespace) -> str:
-    """Builds, writes and, without `--output`, uploads; returns a line on what was done."""
+    """Builds, writes and, without `--output`, uploads the repository; returns a one-line summary."""
     if not options.output:
         check_repository(options.repo, options.private)
     builders = prepare(options)
     content = f"{', '.join(builders)} ({'whole' if options.with_videos else 'annotations only'})"
-    # Beside the output, so that moving it there is one step: a folder that is there is complete.
+    # In the parent folder of the output, so that the move is atomic and an existing output is always complete.
     parent = options.output and options.output.absolute().parent
     with tempfile.TemporaryDirectory(prefix="publish.unfinished.", dir=parent) as unfinished:
         folder = Path(unfinished) / "repository"
@@ -101,22 +101,22 @@ def publish(options: argparse.Namespace) -> str:
 
 
 def check_repository(repo: str, private: bool):
-    """What can be wrong at the Hub, before the long work; `create_repo(private=True)` leaves a public one public."""
+    """Checks login and visibility before the long work; `create_repo(private=True)` keeps a public repo public."""
     HfApi().whoami()
     try:
         if private and not HfApi().repo_info(repo, repo_type="dataset").private:
             raise ValueError(f"{repo} exists and is public; make it private, choose another, or say --public")
     except RepositoryNotFoundError:
-        pass  # it will be created
+        pass  # `upload` creates it
 
 
 def prepare(options: argparse.Namespace) -> dict[str, datasets.DatasetBuilder]:
-    """Configuration -> its builder, prepared; without `--config`, those whose lists are not there are left out."""
+    """Returns configuration -> prepared builder; without `--config`, skips configurations whose lists are missing."""
     builder_class, builders, missing, names = SETS[options.dataset], {}, {}, {}
-    for config in builder_class.BUILDER_CONFIGS:  # but no second names: MAFW's fold1 is also called single_fold1
+    for config in builder_class.BUILDER_CONFIGS:  # without aliases: MAFW's fold1 is also called single_fold1
         names.setdefault(repr(vars(config) | {"name": ""}), config.name)
     fields = options.options | ({"data_dir": options.data_dir} if options.data_dir else {})
-    processes = os.cpu_count() if builder_class is SyntheticFaces else None  # drawing takes its time, lists do not
+    processes = os.cpu_count() if builder_class is SyntheticFaces else None  # rendering is slow, reading lists is not
     for name in options.config or names.values():
         try:
             builder = builder_class(config_name=name, **fields)
@@ -132,7 +132,7 @@ def prepare(options: argparse.Namespace) -> dict[str, datasets.DatasetBuilder]:
 
 
 def published_columns(features: datasets.Features, options: argparse.Namespace) -> list[str]:
-    """The columns that leave this machine."""
+    """Returns the columns to publish."""
     if options.with_captions and not set(CAPTIONS) & set(features):
         raise ValueError(f"--with-captions: {options.dataset} has no captions")
     if options.with_videos and "frames" in features:
@@ -143,7 +143,7 @@ def published_columns(features: datasets.Features, options: argparse.Namespace) 
 
 
 def write_rows(builder, options: argparse.Namespace, folder: Path) -> datasets.DatasetInfo:
-    """A configuration's rows as parquet files `SPLIT-00000-of-00001.parquet`; returns what they hold."""
+    """Writes the rows of a configuration to `SPLIT-00000-of-00001.parquet` files; returns splits and features."""
     columns = published_columns(builder.info.features, options)
     info = datasets.DatasetInfo(splits=datasets.SplitDict())
     folder.mkdir(parents=True)
@@ -155,7 +155,7 @@ def write_rows(builder, options: argparse.Namespace, folder: Path) -> datasets.D
         for number in range(num_files):
             part = rows.shard(num_files, number)
             if "video" in columns:
-                # In memory: a cached result would bring back the bytes that a file had when it was published before.
+                # In memory: a cached result would contain the bytes that a file had at the previous publication.
                 part = part.map(embed_video, features=rows.features, keep_in_memory=True)
             num_bytes += part.to_parquet(folder / f"{split}-{number:05d}-of-{num_files:05d}.parquet")
         info.splits.add(datasets.SplitInfo(split, num_bytes=num_bytes, num_examples=len(rows)))
@@ -164,15 +164,15 @@ def write_rows(builder, options: argparse.Namespace, folder: Path) -> datasets.D
 
 
 def embed_video(row: dict) -> dict:
-    """The file's bytes instead of its path, of which the name is left."""
+    """Replaces the path of a video by its bytes and file name."""
     path = Path(row["video"]["path"])
     return {"video": {"bytes": path.read_bytes(), "path": path.name}}
 
 
 def check_no_local_path(rows: datasets.Dataset, columns: list[str], data_dir: str | None):
-    """ValueError if a text names a folder of this machine, as own metadata may do in any column."""
+    """Raises `ValueError` if any text contains a local path, as the user's own metadata may in any column."""
     media = [m["path"] if name == "video" else m for name in MEDIA if name in rows.features for m in rows[name]]
-    # An id that was made of a full path has no slash in front.
+    # An id derived from an absolute path has no leading slash.
     folders = ("/", *{os.path.dirname(path).strip("/") + "/" for path in media})
     root = re.escape(os.path.abspath(os.path.expanduser(data_dir or os.curdir)))
     for name in columns:
@@ -182,7 +182,7 @@ def check_no_local_path(rows: datasets.Dataset, columns: list[str], data_dir: st
 
 
 def write_card(path: Path, builders: dict, infos: dict[str, datasets.DatasetInfo], options: argparse.Namespace):
-    """The card, from the template, the builders and what was written; its head tells `load_dataset` where that is."""
+    """Writes the dataset card from the template; its YAML header tells `load_dataset` where the files are."""
     builder = next(iter(builders.values()))
     name = options.repo.split("/")[1] if options.dataset == "own" else type(builder).__name__
     card_data = DatasetCardData(
@@ -191,7 +191,7 @@ def write_card(path: Path, builders: dict, infos: dict[str, datasets.DatasetInfo
         task_categories=["video-classification"],
         tags=["facial-expression-recognition", "emotion-recognition"],
         configs=[
-            # The hyphen keeps `test` from also meaning `test_imbalanced`.
+            # The hyphen prevents `test` from also matching `test_imbalanced`.
             {"config_name": config, "data_files": [{"split": s, "path": f"{config}/{s}-*"} for s in info.splits]}
             for config, info in infos.items()
         ],
@@ -207,7 +207,7 @@ def write_card(path: Path, builders: dict, infos: dict[str, datasets.DatasetInfo
 
 
 def license_fields(builder: datasets.DatasetBuilder, options: argparse.Namespace) -> dict:
-    """What a card's head says of the licence, for which the Hub has a list of identifiers."""
+    """Returns the licence fields of the card's header, with the Hub's licence identifiers."""
     if options.is_licensed:
         name = f"{type(builder).__name__.lower()}-agreement"
         return {"license": "other", "license_name": name, "license_link": builder.info.homepage}
@@ -217,7 +217,7 @@ def license_fields(builder: datasets.DatasetBuilder, options: argparse.Namespace
 
 
 def count_tables(builders: dict[str, datasets.DatasetBuilder]) -> dict[tuple[str, ...], list[dict]]:
-    """Label names -> the columns of a table: the splits of all configurations that have these labels."""
+    """Returns label names -> table columns, one for each split of the configurations with these labels."""
     tables = {}
     for config, builder in builders.items():
         labels = tuple(builder.info.features["label"].names) if "label" in builder.info.features else ()
@@ -231,7 +231,7 @@ def count_tables(builders: dict[str, datasets.DatasetBuilder]) -> dict[tuple[str
 
 
 def upload(folder: Path, options: argparse.Namespace, message: str) -> str:
-    """The folder in one commit, in place of the repository's parquet files and card; returns the address."""
+    """Uploads the folder in one commit that replaces the parquet files and card; returns the URL."""
     repository = {"repo_id": options.repo, "repo_type": "dataset"}
     url = HfApi().create_repo(**repository, private=options.private, exist_ok=True)
     try:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rendered, captioned facial-expression data set that anybody can make on a laptop: no download, no licence to sign.
+"""Builder for rendered, captioned facial-expression clips: made on any laptop, no download, no licence to sign.
 
     builder = SyntheticFaces(config_name="clips", cache_dir="data")
     builder.download_and_prepare(num_proc=4)
     train = builder.as_dataset("train")
 
 "clips" holds short mp4 files with captions, emotion labels and three made-up continuous targets; "stills" holds single
-images with captions, to train a small CLIP on. Emotions in `HELD_OUT_EMOTIONS` occur in "test" alone. "order" holds
-pairs of a clip and the same clip backwards, whose classes nothing but the order of the frames tells apart;
-"compounds" test clips that show two emotions at once.
+images with captions, for training a small CLIP. Emotions in `HELD_OUT_EMOTIONS` occur only in "test". "order" holds
+pairs of a clip and the same clip backwards, whose classes differ only in the order of the frames; "compounds" holds
+test clips that show two emotions at once.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from PIL import Image
 from training.data import face_grammar, face_renderer, face_spec, face_vocabulary
 
 TARGETS = ("expressivity", "negative_affect", "psychomotor_tension")
-# Rendering is shared out between processes by ranges of rows: no more processes than this many can work on a split.
+# Rendering is distributed over processes by ranges of rows; this limits the number of processes for a split.
 MAX_SHARDS = 32
 
 
-# Stands for the code that specifies and draws, so that a changed renderer never serves yesterday's videos.
+# Identifies the code that specifies and draws the clips, so that videos of an older renderer are never reused.
 SOURCE_HASH = hashlib.sha256(
     b"".join(source.read_bytes() for source in (*sorted(Path(__file__).parent.glob("face_*.py")), Path(__file__)))
 ).hexdigest()[:16]
@@ -40,11 +40,11 @@ SOURCE_HASH = hashlib.sha256(
 
 @dataclass
 class SyntheticFacesConfig(datasets.BuilderConfig):
-    """Sizes of the splits, in clips or images, and of a clip; a split of size 0 is left out.
+    """Sizes of the splits, in clips or images, and of a clip; splits of size 0 are left out.
 
-    "test" has `num_test_per_class` clips of each of the 11 emotions, "test_imbalanced" ten times that number in all,
-    in the shares that the 7 seen emotions have in DFEW; "order_pairs" has two rows a pair. Of "order", the numbers for
-    training and validation and `num_order_pairs`, for the test, are numbers of pairs.
+    "test" has `num_test_per_class` clips of each of the 11 emotions. "test_imbalanced" has ten times that number in
+    total, with the class shares of the 7 seen emotions in DFEW. "order_pairs" has two rows per pair. For "order",
+    `num_train`, `num_validation` and `num_order_pairs` (the test split) are numbers of pairs.
     """
 
     seed: int = 0
@@ -58,7 +58,7 @@ class SyntheticFacesConfig(datasets.BuilderConfig):
 
 
 class SyntheticFaces(datasets.GeneratorBasedBuilder):
-    """Rendered faces with known facial movements, see the module's docstring."""
+    """Rendered faces with known facial movements, see the module docstring."""
 
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = SyntheticFacesConfig
@@ -83,7 +83,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = "clips"
 
     def __init__(self, *args, hash=None, **kwargs):
-        # `datasets` names the cache folder by the configuration alone; the hash adds the code that draws.
+        # `datasets` names the cache folder after the configuration only; the hash adds the rendering code.
         super().__init__(*args, hash=hash or SOURCE_HASH, **kwargs)
 
     def _info(self):
@@ -183,7 +183,7 @@ class SyntheticFaces(datasets.GeneratorBasedBuilder):
         }
 
     def _video_folder(self):
-        """The split sizes are no part of the name: a larger data set reuses the clips of a smaller one."""
+        """Returns the video folder. It does not depend on split sizes, so larger data sets reuse rendered clips."""
         config = self.config
         drawn = f"{SOURCE_HASH} {config.seed} {config.num_frames} {config.frame_size} {config.fps}"
         fingerprint = hashlib.sha256(drawn.encode()).hexdigest()[:12]
@@ -196,15 +196,15 @@ def _ranges(size):
 
 
 def write_video(path, frames, fps):
-    """Writes frames, uint8 (T, H, W, 3) RGB, as an H.264 file with every pixel doubled; all of the file or nothing.
+    """Writes frames, uint8 (T, H, W, 3) RGB, atomically as an H.264 file with every pixel doubled.
 
-    H.264 stores colour at half the resolution; doubling keeps a 64-pixel face's colours as sharp as its outlines.
-    Frames are coded on their own at a constant quantiser: a clip written backwards decodes to exactly the same frames.
+    H.264 stores colour at half resolution; doubling keeps the colours of a 64-pixel face as sharp as its outlines.
+    Every frame is intra-coded at a constant quantiser, so a clip written backwards decodes to exactly the same frames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with av.open(str(unfinished), "w", format="mp4") as container:
-        # One thread: with more, the encoder's output depends on the machine.
+        # With more than one thread, the encoder's output depends on the machine.
         options = {"qp": "20", "g": "1", "preset": "ultrafast", "threads": "1"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.width, stream.height, stream.pix_fmt = 2 * frames.shape[2], 2 * frames.shape[1], "yuv420p"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the papers do with one and the same rows: texts for clips, a class left out, a validation part, balance."""
+"""Operations of the papers on data set rows: clip texts, leave-one-class-out, validation split, class balance."""
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ TEXT_KINDS = ("caption", "description", *TEMPLATES)
 def compound_parts(
     label: str, labels: Collection[str], class_descriptions: Mapping[str, Sequence[str]] | None
 ) -> list[str]:
-    """The parts of a compound, as MAFW writes `fear_sadness`; of another label the label itself.
+    """Splits a compound label such as MAFW's `fear_sadness` into its parts; returns other labels unchanged, in a list.
 
-    A label is a compound only if it has no description of its own, and each part is a label too or has one: in
-    `about_to_cry` the underscores stand for blanks.
+    A label is a compound only if it has no description of its own, and each part is a label or has a description. In
+    `about_to_cry`, for example, the underscores stand for blanks.
     """
     descriptions, parts = class_descriptions or {}, label.split("_")
     is_compound = label not in descriptions and all(part in labels or part in descriptions for part in parts)
@@ -33,13 +33,13 @@ def compound_parts(
 def class_text(
     label: str, kind: str, class_descriptions: Mapping[str, Sequence[str]] | None, labels: Collection[str] = ()
 ) -> str:
-    """The one text that stands for a class in training.
+    """Returns the text that represents a class in training.
 
     Args:
-        label: of a compound all parts count.
-        kind: "description" is the first of the class's descriptions; or a name of `TEMPLATES`.
+        label: class name; for a compound, the texts of all parts are joined.
+        kind: "description" for the first description of the class, or a key of `TEMPLATES`.
         class_descriptions: label -> texts.
-        labels: of the data set, see `compound_parts`.
+        labels: labels of the data set, see `compound_parts`.
 
     Raises:
         ValueError: a label without description, or an unknown kind.
@@ -56,10 +56,10 @@ def class_text(
 
 
 def clip_texts(rows: datasets.Dataset, kind: str, class_descriptions: Mapping[str, Sequence[str]]) -> list[str]:
-    """A text for each clip: its own caption (EmoCLIP's sample-level training) or its class's (class-level).
+    """Returns a text for each clip: its caption (EmoCLIP's sample-level training) or its class text (class-level).
 
     Raises:
-        ValueError: the rows have no captions, or some are empty; names the first such clip.
+        ValueError: the rows have no captions, or some are empty; the message names the first such clip.
     """
     if kind != "caption":
         names = rows.features["label"].names
@@ -84,10 +84,10 @@ def _no_captions(rows: datasets.Dataset) -> str:
 
 
 def with_captions(rows: datasets.Dataset, title: str) -> datasets.Dataset:
-    """The rows that have a caption; a warning says how many have none, as MAFW's neutral clips.
+    """Selects the rows that have a caption; warns about the number of others, such as MAFW's neutral clips.
 
     Raises:
-        ValueError: no row has one.
+        ValueError: no row has a caption.
     """
     if "caption" not in rows.column_names:
         raise ValueError(_no_captions(rows))
@@ -103,7 +103,7 @@ def with_captions(rows: datasets.Dataset, title: str) -> datasets.Dataset:
 def leave_class_out(
     rows: dict[str, datasets.Dataset], label: str, learned: Sequence[str]
 ) -> dict[str, datasets.Dataset]:
-    """EmoCLIP's leave-one-class-out: splits in `learned` lose the class, all others keep nothing but it.
+    """Applies EmoCLIP's leave-one-class-out: removes the class from splits in `learned`, and all others elsewhere.
 
     Raises:
         ValueError: no such class.
@@ -121,13 +121,13 @@ def leave_class_out(
 def cut_validation(
     rows: datasets.Dataset, share: float, seed: int, group: str | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training rows -> (rows to train on, rows to choose the epoch on), with the classes in the same shares.
+    """Splits training rows into (rows to train on, rows to select the epoch on) with the same class shares.
 
     Args:
-        rows: with a `label` column, or without one any rows are as good.
-        share: of the rows, about, above 0 and at most 0.5.
-        seed: of the choice, which is the same every time.
-        group: a column, as of persons; no group is on both sides.
+        rows: stratified by the `label` column if there is one.
+        share: approximate share of validation rows, above 0 and at most 0.5.
+        seed: seed of the random split, which makes it reproducible.
+        group: name of a column, e.g. of persons; no group is on both sides.
 
     Raises:
         ValueError: a share out of range, or fewer clips or groups than it needs.
@@ -137,7 +137,7 @@ def cut_validation(
     labels = np.array(rows["label"]) if "label" in rows.column_names else np.zeros(len(rows))
     groups = np.array(rows[group]) if group else None
     num_groups = len(rows) if groups is None else len(np.unique(groups))
-    # As near to the share as so many parts can be of which whole ones are taken.
+    # The closest fraction: the rows are split into num_parts equal parts, of which `taken` are for validation.
     nearest = Fraction(share).limit_denominator(min(20, max(2, num_groups)))
     taken, num_parts = nearest.numerator, nearest.denominator
     if taken == 0 or num_groups < num_parts:
@@ -152,9 +152,9 @@ def cut_validation(
     else:
         splitter = StratifiedKFold(num_parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is spread as far as it goes
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # spread as evenly as possible
         parts = [part for _, part in splitter.split(np.zeros(len(rows)), labels, groups)]
-    # One clip is none: a contrastive loss over a single clip is 0, whatever the weights are.
+    # At least two clips: a contrastive loss over a single clip is 0 for any weights.
     while taken < num_parts - 1 and sum(map(len, parts[:taken])) < 2:
         taken += 1
     validation = np.sort(np.concatenate(parts[:taken]))
@@ -167,13 +167,12 @@ def cut_validation(
 
 
 class SeededSampler(torch.utils.data.Sampler):
-    """Every clip once, in random order; or with `labels` as many clips, drawn with replacement so that every class is
-    equally likely.
+    """Sampler of every clip once in random order, or with `labels` of as many clips, class-balanced with replacement.
 
     Args:
-        num_clips: of the data set.
-        seed: with the epoch's number it decides the order, in every process alike.
-        labels: `(num_clips,)`.
+        num_clips: number of clips in the data set.
+        seed: determines the order together with the epoch, identically in every process.
+        labels: class of each clip `(num_clips,)`; if given, every class is drawn with equal probability.
     """
 
     def __init__(self, num_clips: int, seed: int, labels: Sequence[int] | None = None):
@@ -187,7 +186,7 @@ class SeededSampler(torch.utils.data.Sampler):
         return self.num_clips
 
     def set_epoch(self, epoch: int):
-        """Another order in each epoch."""
+        """Sets the epoch, which changes the order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
