@@ -168,7 +168,7 @@ class EmoCLIPConfig(PreTrainedConfig):
                 )
             if not _is_number(temperature) or temperature <= 0:
                 raise ValueError(
-                    f"label_temperatures[{index}] has the temperature {temperature!r}, but must be above 0"
+                    f"label_temperatures[{index}] has the temperature {temperature!r}, but must be greater than 0"
                 )
             if tuple(labels) in known:
                 raise ValueError(f"label_temperatures has the labels {labels} more than once")

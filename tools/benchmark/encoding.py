@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from emoclip import EmoCLIPModel, EmoCLIPProcessor
 from emoclip.frame_encoder import FrameEncoder, fast_dtype
+from modeling_emoclip.label_scoring import label_texts
 from tools.benchmark.measuring import (
     LABELS,
     Line,
@@ -61,17 +62,16 @@ def rounded(value):
 
 def encoding_lines(sizes: Sizes) -> tuple[list[Line], dict]:
     """Measures encoding; returns the lines, and the machine's peaks in floating point operations per second."""
-    pipe, int8 = make_pipe(sizes), make_pipe(sizes, int8=True)
+    pipe = make_pipe(sizes)
     fast = fast_dtype(pipe.model)
     pixels = random_frames(sizes, sizes.num_clips * sizes.num_frames)
     clips = pixels.unflatten(0, (sizes.num_clips, sizes.num_frames))
-    texts = pipe._sanitize_parameters(candidate_labels=LABELS)[1]
+    texts = {"texts_by_label": label_texts(LABELS)}
     plain = FrameEncoder(pipe.model, torch.float32)
     products = {name: product(getattr(torch, name), sizes.product) for name in peak_types(fast)}
     ways = {
         "originals": originals_way(sizes, pipe, clips),
         "ours": lambda: pipe.forward({"pixel_values_videos": clips}, **texts),
-        "int8": lambda: int8.forward({"pixel_values_videos": clips}, **texts),
         "float32": lambda: plain(pixels),
         **{f"peak {name}": run for name, (run, _) in products.items()},
     }
@@ -103,13 +103,12 @@ def speed_lines(seconds: dict, peaks: dict, work: float, fast: torch.dtype) -> l
         Line(PART, "originals' time / ours", seconds["originals"] / ours, least=6, note=missing),
         Line(PART, "ours / bfloat16 ceiling", against_bfloat16, most=1.25, note=missing),
         Line(PART, "float32 / float32 ceiling", seconds["float32"] / (work / peaks["float32"]), most=1.25),
-        Line(PART, "originals' time / int8", seconds["originals"] / seconds["int8"], note="an option, int8=True"),
     ]
 
 
 @torch.no_grad()
 def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
-    """Compares bfloat16 and int8 to float32: embeddings of a full-size random model, answers of a trained CLIP."""
+    """Compares bfloat16 to float32: embeddings of a full-size random model, answers of a trained CLIP."""
     how = "" if fast is torch.bfloat16 else "emulated: float32, each result rounded"
     model, frames = make_model(sizes), random_frames(sizes, 8)
     exact = FrameEncoder(model)(frames)
@@ -121,7 +120,6 @@ def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
             "",
             0.999,
         ),
-        Line(PART, "least cosine, int8 and float32", least_cosine(exact, FrameEncoder(model, int8=True)(frames)), ""),
     ]
     lines[0].note = how
     model = EmoCLIPModel.from_clip(str(TINY_CLIP), temporal_num_layers=0)
@@ -130,7 +128,6 @@ def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
     for name, embeds, note in (
         ("bfloat16", in_bfloat16(model, faces, fast), how),
         ("bfloat16 in products alone", in_emulation(model, faces, products_alone=True), "tried; emulated"),
-        ("int8", FrameEncoder(model, int8=True)(faces), ""),
     ):
         share = float((answers(embeds, class_embeds) == exact).float().mean()) * 100
         note = f"{sizes.faces} rendered clips, trained tiny CLIP{'; ' * bool(note)}{note}"

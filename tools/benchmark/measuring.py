@@ -158,7 +158,7 @@ def make_processor(sizes: Sizes) -> EmoCLIPProcessor:
 
 
 def make_pipe(sizes: Sizes, **options) -> Pipeline:
-    options = {"fast": "int8" not in options, "device": "cpu"} | options
+    options = {"fast": True, "device": "cpu"} | options
     return Pipeline(model=make_model(sizes), processor=make_processor(sizes), **options)
 
 
