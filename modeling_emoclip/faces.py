@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faces: find them in a frame, follow them through a video, crop them as the data sets' clips are cropped.
+"""Face detection, face tracking through a video, and face crops like those in the data sets.
 
 A detector is any callable `frame (H, W, 3), uint8, RGB -> float array (n, 5)`: x0, y0, x1, y1 in pixels and a score.
-No face is an answer like any other: `(0, 5)`, and an empty list of `Face`.
+For a frame without faces it returns `(0, 5)`; the list of `Face` is then empty.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ import numpy as np
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from PIL import Image
 
-# 233 kB; needs OpenCV 4.8 or newer. Of one revision, and nothing else is opened: scores depend on who finds the faces.
+# 233 kB; needs OpenCV 4.8 or newer. The revision is pinned and the hash checked, since scores depend on the detector.
 YUNET = {
     "repo_id": "opencv/face_detection_yunet",
     "filename": "face_detection_yunet_2023mar.onnx",
     "revision": "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310",
 }
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
-LONGEST_SIDE = 640  # of the picture that the built-in detectors look at: it bounds their cost for every video
-SMALLEST_FACE = 1 / 15  # of the short side; for Haar only, which would see many more false ones: 24 pixels of 360
-# Weights of a face's middle in `describe_face`: what is around it says more about the place than about the person.
+LONGEST_SIDE = 640  # pixels; larger frames are downscaled for detection, which bounds its cost for every video
+SMALLEST_FACE = 1 / 15  # of the short side, 24 of 360 pixels; Haar only, for many more false positives below it
+# Center weights for `describe_face`: the surroundings of a face say more about the place than about the person.
 _MIDDLE = np.exp(-((np.mgrid[:64, :64] - 31.5) ** 2).sum(axis=0) / (2 * 16**2))
 
 
 def opencv():
-    """The module, or `None` where it is missing; imported late, since that takes as long as all else here together."""
+    """Imports `cv2` lazily (it takes as long as all other imports here) and returns it; `None` if not installed."""
     try:
         import cv2
     except ImportError:
@@ -40,7 +40,7 @@ def opencv():
 
 @dataclass(frozen=True, eq=False)  # eq: arrays do not compare to one bool
 class Face:
-    """A face in one frame: whose it is, `(x0, y0, x1, y1)` in pixels, and the detector's score."""
+    """A face in one frame: the number of its person, `(x0, y0, x1, y1)` in pixels, and the detector's score."""
 
     person: int
     box: np.ndarray
@@ -48,12 +48,12 @@ class Face:
 
 
 def load_face_detector(name: str | os.PathLike | Callable[[np.ndarray], np.ndarray] = "auto") -> "FaceDetector":
-    """A face detector by name; which one it became, its `.name` says.
+    """Loads a face detector by name. The `.name` of the result is the detector that was loaded.
 
-    - "yunet": OpenCV's small network, from the Hub or its cache (`OSError` if not to be had), or a path to its .onnx.
-    - "haar": the cascades that OpenCV 4 carries; no network needed, but they see few faces that are tilted or hidden.
-    - "auto": YuNet if its file is in the cache or the Hub answers within seconds, or else Haar, with a warning.
-    - a callable: your own. Its boxes are checked and clipped; those that score under 0.5 start no track.
+    - "yunet": OpenCV's small network, from the Hub or its cache (`OSError` if unavailable), or a path to its .onnx.
+    - "haar": the cascades bundled with OpenCV 4; they need no download but miss most tilted or partly hidden faces.
+    - "auto": YuNet if its file is in the cache or the Hub answers within seconds, otherwise Haar with a warning.
+    - a callable: a custom detector. Its boxes are checked and clipped; boxes that score under 0.5 start no track.
     """
     if callable(name):
         return FaceDetector(name, getattr(name, "name", getattr(name, "__name__", type(name).__name__)), np.inf)
@@ -70,14 +70,14 @@ def load_face_detector(name: str | os.PathLike | Callable[[np.ndarray], np.ndarr
 
 
 class FaceDetector:
-    """Checks what goes into `find` and what comes out, and shows it pictures of at most `longest_side` pixels."""
+    """A wrapper that checks the input and output of `find` and downscales frames to at most `longest_side` pixels."""
 
     def __init__(self, find: Callable[[np.ndarray], np.ndarray], name: str, longest_side: float = LONGEST_SIDE):
         self.find, self.name, self.longest_side = find, name, longest_side
-        self._lock = threading.Lock()  # OpenCV's detectors keep what they work with
+        self._lock = threading.Lock()  # OpenCV's detectors are stateful
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """`(n, 5)`, float32, boxes within the frame and not empty. Raises `ValueError` for what is no RGB frame."""
+        """Returns non-empty boxes within `frame`, `(n, 5)`, float32. Raises `ValueError` unless it is an RGB frame."""
         check_frame(frame)
         height, width = frame.shape[:2]
         scale = self.longest_side / max(height, width)
@@ -95,22 +95,22 @@ class FaceDetector:
 
 
 class _Haar:
-    """The frontal cascade; where it finds nobody, the one for profiles, on the frame and on its mirror image.
+    """The frontal Haar cascade, with the profile cascade (frame and mirror image) as a fallback if it finds no face.
 
-    Cascades know no probability: the score grows with the number of windows that agree. Nearly all false faces of a
-    film of a stage, most of them profiles, scored under 0.5 and so began no track.
+    Cascades give no probability, so the score grows with the number of windows that agree. In a film of a stage
+    nearly all false positives, most of them profiles, scored under 0.5 and therefore started no track.
     """
 
     def __init__(self):
         cv2 = opencv()
-        # In unequalised grey, alt2 found next to no false face there; equalising, or the popular `default`, many.
+        # There alt2 gave almost no false positives without equalization, but many with it, as did `default`.
         self.frontal = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
-        self.profile = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_profileface.xml")  # of one side
+        self.profile = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_profileface.xml")  # one side only
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         cv2 = opencv()
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        smallest = [max(20, round(min(grey.shape) * SMALLEST_FACE))] * 2  # the cascades themselves cannot see under 20
+        smallest = [max(20, round(min(grey.shape) * SMALLEST_FACE))] * 2  # the cascades cannot detect faces below 20
         boxes, windows = self.frontal.detectMultiScale2(grey, scaleFactor=1.1, minNeighbors=3, minSize=smallest)
         if len(boxes):
             return _corners(boxes, np.ravel(windows) / (np.ravel(windows) + 5))
@@ -130,7 +130,7 @@ class _YuNet:
             raise FileNotFoundError(f"{path} is no file, but must be a network of YuNet's kind, .onnx")
         cv2 = opencv()
         try:
-            # OpenCV's default of 0.9 is for photographs; the blurred and half-hidden faces of films score less.
+            # OpenCV's default of 0.9 suits photographs; blurred and partly hidden faces in films score lower.
             self.network = cv2.FaceDetectorYN.create(path, "", (320, 320), score_threshold=0.7)
         except cv2.error as error:
             raise ValueError(f"{path} is no network of YuNet's kind, or damaged ({error})") from None
@@ -143,7 +143,7 @@ class _YuNet:
 
 
 def _corners(boxes, scores: np.ndarray) -> np.ndarray:
-    """x, y, width, height and a score -> x0, y0, x1, y1, score."""
+    """Converts boxes x, y, width, height and their scores to x0, y0, x1, y1, score."""
     boxes = np.reshape(boxes, (-1, 4)).astype(np.float64)
     return np.column_stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:], scores])
 
@@ -152,11 +152,11 @@ def _quickly_fetched_yunet() -> str | None:
     try:
         path = try_to_load_from_cache(**YUNET)
         if not isinstance(path, str):
-            # Asked once and shortly, because hf_hub_download alone tries for half a minute where there is no network.
+            # One short request first: without a network hf_hub_download alone retries for half a minute.
             get_hf_file_metadata(hf_hub_url(**YUNET), timeout=3, token=False)
             path = hf_hub_download(**YUNET, token=False)
         return _checked_yunet(path)
-    except Exception as error:  # whatever keeps it away, there is another detector
+    except Exception as error:  # Haar replaces it, whatever the reason
         warnings.warn(
             f"faces are looked for with haar, which finds fewer faces than yunet, whose file cannot be had: "
             f"{type(error).__name__}: {error}. Scores depend on the detector; detector='haar' or 'yunet' fixes it.",
@@ -166,7 +166,7 @@ def _quickly_fetched_yunet() -> str | None:
 
 
 def _checked_yunet(path: str) -> str:
-    """`path`, if YuNet's file is there. Raises `OSError` for another file."""
+    """Returns `path` if it holds the pinned YuNet file. Raises `OSError` for any other content."""
     with open(path, "rb") as file:
         found = hashlib.sha256(file.read()).hexdigest()
     if found != YUNET_SHA256:
@@ -183,7 +183,7 @@ def check_frame(frame: np.ndarray) -> None:
 
 
 def check_boxes(boxes, frame: np.ndarray, name: str = "the detector") -> np.ndarray:
-    """`(n, 5)`, float32, clipped to the frame; what is then less than a pixel wide or high is left out."""
+    """Clips boxes to the frame, `(n, 5)`, float32, and drops those that are then less than a pixel wide or high."""
     boxes = np.array(boxes, dtype=np.float32)
     boxes = boxes.reshape(0, 5) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 5:
@@ -196,23 +196,23 @@ def check_boxes(boxes, frame: np.ndarray, name: str = "the detector") -> np.ndar
 
 
 def crop_face(frame: np.ndarray, box: np.ndarray, margin: float = 0.15, size: int | None = None) -> np.ndarray:
-    """A square around the centre of the box: `(S, S, 3)`, uint8; the picture's edge is repeated where it ends.
+    """Crops a square around the center of the box, `(S, S, 3)`, uint8; beyond the frame its edge is repeated.
 
-    The data sets' clips are squares that one face fills from the hair to below the chin (DFEW's: 224 x 224 pixels).
-    Detectors' boxes begin at forehead or brows, so `margin`, a share of the longer side, is added on each side; 0.15
-    was chosen by eye. The data sets' faces are mostly aligned too, the eyes level; these are not. `size` resizes.
+    Clips in the data sets are squares filled by one face from the hair to below the chin (DFEW: 224 x 224 pixels).
+    Detector boxes start at the forehead or brows, so `margin`, a fraction of the longer side, is added on each side;
+    0.15 was chosen by eye. Unlike most faces in the data sets, crops are not aligned (eyes level). `size` resizes.
     """
     check_frame(frame)
     x0, y0, x1, y1 = (float(value) for value in np.ravel(box)[:4])
     side = max(1, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
     rows = np.arange(side) + round((y0 + y1 - side) / 2)
     columns = np.arange(side) + round((x0 + x1 - side) / 2)
-    crop = frame.take(rows, axis=0, mode="clip").take(columns, axis=1, mode="clip")  # the nearest pixel, outside
+    crop = frame.take(rows, axis=0, mode="clip").take(columns, axis=1, mode="clip")  # repeats the edge
     return crop if size is None else np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def choose_faces(faces: Sequence[Face], which: str | Callable[[list[Face]], list[Face]] = "all") -> list[Face]:
-    """Of one frame's faces "all", the "largest" (not always the same person's), or what a callable makes of them."""
+    """Selects "all" faces of a frame, the "largest" (the person may change), or those that a callable returns."""
     if callable(which):
         return list(which(list(faces)))
     if which not in ("all", "largest"):
@@ -221,10 +221,10 @@ def choose_faces(faces: Sequence[Face], which: str | Callable[[list[Face]], list
 
 
 def describe_face(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The look of a face: directions of edges on a grid, and colours, most of all in its middle; norm 1.
+    """Computes a center-weighted descriptor of a face with norm 1: gradient orientations on a grid, and colors.
 
-    It tells apart the few people of one scene. It is no face recognition: in other light, from another side or much
-    nearer, a person looks like another, and people who look alike may be taken for one.
+    It distinguishes the few people of one scene but is not face recognition: one person may look like two under
+    different lighting, from another angle or much closer, and similar people may be confused.
     """
     crop = crop_face(frame, box, margin=0.1, size=64)
     down, right = np.gradient(np.sqrt(crop.mean(axis=2) / 255))
@@ -232,7 +232,7 @@ def describe_face(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
     place = (np.arange(64)[:, None] // 8 * 8 + np.arange(64) // 8) * 8 + direction
     edges = np.bincount(place.ravel(), np.hypot(down, right).ravel(), minlength=512).reshape(64, 8)
     strength = np.linalg.norm(edges, axis=1, keepdims=True)
-    edges = np.sqrt(edges / (strength + np.median(strength) + 1e-6))  # or a strong outline would be all that counts
+    edges = np.sqrt(edges / (strength + np.median(strength) + 1e-6))  # otherwise strong outlines would dominate
     edges = (edges - edges.mean()) * _MIDDLE[4::8, 4::8].reshape(64, 1)
     red, green, blue = (crop // 32).astype(int).reshape(-1, 3).T
     colours = np.sqrt(np.bincount(red * 64 + green * 8 + blue, _MIDDLE.ravel(), minlength=512))
@@ -251,29 +251,29 @@ class _Person:
 
 @dataclass(eq=False)
 class FaceTracker:
-    """Gives every face of a video the number of a person: 0, 1, ... in the order of their first appearance.
+    """A tracker that assigns person numbers 0, 1, ... to the faces of a video, in order of first appearance.
 
-    Within a shot a person is followed by position and look, after a gap or a cut found again by the look alone.
-    Memory is bounded: those seen longest ago are forgotten, and come back as somebody new; no number is used twice.
+    Within a shot, people are matched by position and appearance; after a gap or a cut, by appearance alone. Memory is
+    bounded: the people seen least recently are forgotten and get a new number if they return. Numbers are not reused.
     """
 
-    # The least likeness of two looks by which somebody is found again. Of some 180 faces of one film, as they were and
-    # on plain backdrops, 95 in 100 had an earlier look that is more like them, 1 in 100 somebody else's.
+    # Minimum similarity of two descriptors to match a person. Of some 180 faces in one film, as filmed and on plain
+    # backdrops, 95 % exceeded it with an earlier descriptor of their own person, 1 % with that of another person.
     same_person: float = 0.67
-    position_weight: float = 0.4  # what full overlap with the person's last box adds to it
-    max_gap: float = 1.0  # seconds after which the last box no longer counts
-    start_score: float = 0.5  # a box with a lower score only continues a track, within the shot and `max_gap`
-    max_people: int = 100  # remembered
-    max_looks: int = 12  # of each
-    # (frame, box) -> vector of norm 1; if you have a face recognition network, put it here and set same_person by it
+    position_weight: float = 0.4  # added to the similarity for full overlap with the person's last box
+    max_gap: float = 1.0  # seconds after which the last box is ignored
+    start_score: float = 0.5  # lower-scoring boxes only continue a track, within the shot and `max_gap`
+    max_people: int = 100  # kept in memory
+    max_looks: int = 12  # descriptors per person
+    # (frame, box) -> vector of norm 1. A face recognition network can be used here; same_person must then be adapted.
     describe: Callable[[np.ndarray, np.ndarray], np.ndarray] = describe_face
 
     def __post_init__(self):
-        self.people: list[_Person] = []  # the one seen last comes last
-        self.num_people, self.shot, self._last_frame = 0, 0, None  # people and shots counted since the start
+        self.people: list[_Person] = []  # most recently seen last
+        self.num_people, self.shot, self._last_frame = 0, 0, None  # counts since the start
 
     def update(self, frame: np.ndarray, boxes: np.ndarray, time: float) -> list[Face]:
-        """The faces of the next frame: of the boxes `(n, 5)` those that belong to somebody; `time` in seconds."""
+        """Returns the faces of the next frame: the boxes `(n, 5)` assigned to a person. `time` is in seconds."""
         check_frame(frame)
         boxes = check_boxes(boxes, frame)
         self._notice_cut(frame)
@@ -291,7 +291,7 @@ class FaceTracker:
         return [Face(owners[i].number, boxes[i, :4], float(boxes[i, 4])) for i in sorted(owners)]
 
     def _match(self, boxes: np.ndarray, looks: np.ndarray, time: float) -> dict[int, _Person]:
-        """Index of a box -> its person; the pairs most alike come first."""
+        """Matches box indices to persons, greedily by decreasing similarity."""
         pairs = [
             (likeness + self.position_weight * self._nearness(person, boxes[index], time), index, person)
             for person in self.people
@@ -304,7 +304,7 @@ class FaceTracker:
         return owners
 
     def _nearness(self, person: _Person, box: np.ndarray, time: float) -> float:
-        """Overlap with the person's last box, 0 where that tells nothing, -1 if this cannot be the person."""
+        """Returns the overlap with the person's last box: 0 if it is uninformative, -1 if the match is impossible."""
         is_sure = box[4] >= self.start_score
         if person.shot != self.shot or not 0 <= time - person.time <= self.max_gap:
             return 0.0 if is_sure else -1.0
@@ -314,7 +314,7 @@ class FaceTracker:
         return _area(inner) / (_area(box) + _area(person.box) - _area(inner))
 
     def _notice_cut(self, frame: np.ndarray) -> None:
-        # Pattern and brightness: 0.05-0.35 and 0.4-0.55 at a film's cuts. A fast camera's false cut costs little.
+        # Pattern and brightness: 0.05-0.35 and 0.4-0.55 at the cuts of a film. False cuts (fast camera) cost little.
         step = max(1, min(frame.shape[:2]) // 180)
         small = np.asarray(Image.fromarray(frame[::step, ::step]).resize((16, 16), Image.Resampling.BOX), dtype=float)
         if self._last_frame is not None:
@@ -326,7 +326,7 @@ class FaceTracker:
 
 
 def _with_look(looks: np.ndarray, look: np.ndarray, most: int) -> np.ndarray:
-    """Adds a look that is new; when there are too many, one goes that is most like another."""
+    """Adds a descriptor if it is new. Above `most`, removes the one most similar to another."""
     if len(looks) and (looks @ look).max() > 0.9:
         return looks
     looks = np.concatenate([looks, look[None]])
