@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every frame of a video once, in the order of time; length costs no memory. And its sound, copied.
+"""Iteration over all frames of a video in order of time, with memory independent of its length, and sound copying.
 
-Times are seconds as a player counts them. `video_streams.py` is for a few frames of a clip, this is for all of them.
+Times are in seconds as a player shows them. `video_streams.py` reads a few frames of a clip, this module all frames.
 
-This file is imported in the guarded process (video_worker.py) too, and so imports neither torch nor transformers.
+The guarded process (video_worker.py) imports this file too, so it must not import torch or transformers.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ from .video_streams import (
     sane_rate,
 )
 
-_OUT_OF_ORDER = 4  # frames that wait to be sorted: some files show 0 2 1 3
-LONGEST_FRAME = 3600  # seconds; a slide may stay long, but a longer jump is a damaged time stamp
-_CUT_OFF = 1.0  # a stream that ends so many seconds before its header says is not whole
-# Steps per second, and a bound for what a wrong number can cost: the clocks of Matroska and FLV count milliseconds, so
-# that no video tells more frames apart.
+_OUT_OF_ORDER = 4  # frames buffered for sorting: some files have the order 0 2 1 3
+LONGEST_FRAME = 3600  # seconds; slides may last long, but a longer jump means a damaged time stamp
+_CUT_OFF = 1.0  # seconds; a stream that ends this long before the duration in its header is incomplete
+# Steps per second. Bounds the cost of a wrong rate; Matroska and FLV time stamps are in milliseconds, so no video
+# distinguishes more frames.
 HIGHEST_GRID_RATE = 1000.0
-_HALF_A_TICK = 1e-6  # of the finest clock in use; times are sums of fractions
-_SOUND = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus")  # what MP4 can hold
+_HALF_A_TICK = 1e-6  # seconds, for the finest clock in use; times are sums of fractions
+_SOUND = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "libopus")  # codecs that MP4 supports
 
 
 @dataclass(frozen=True)
 class TimedFrame:
     time: float  # seconds
-    end: float  # when the next frame comes
-    pixels: Callable[[], np.ndarray]  # makes them: (H, W, 3), uint8, RGB, upright; not every frame is asked for them
+    end: float  # seconds, the time of the next frame
+    pixels: Callable[[], np.ndarray]  # -> (H, W, 3), uint8, RGB, upright; a function since not all are converted
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,23 @@ class GridFrame:
     step: int  # 0, 1, 2, ...
     time: float  # seconds, the middle of the step
     pixels: np.ndarray  # (H, W, 3), uint8, RGB, upright
-    is_new: bool  # False: the same frame as a step before, held
+    is_new: bool  # False: the same frame as in the previous step
 
 
 class FrameSequence:
-    """The frames of one video; iterating goes through it from its beginning.
+    """The frames of one video; each iteration starts from the beginning.
 
-    What comes from `_timed` is kept within the limits, and ends where time makes a jump.
+    The frames of `_timed` are restricted to the limits and end at a jump in time.
 
     Attributes:
         source: path or bytes of a file, or a list of frames.
         name: path, or "the video".
-        limits: what the video may cost; `time_limit` is for each frame here. What is too long, but does not say so, is
-            read as far as it may be.
-        fps: frames per second, on average.
-        duration: seconds that the header promises; `None` if it does not say.
-        size: (width, height), upright, once a frame was seen; frames of another size are resized to it.
-        start, end: seconds, of what was seen.
+        limits: resource limits of the video; `time_limit` applies to each frame here. A video that is too long, but
+            whose header does not say so, is read up to the limit.
+        fps: average frames per second.
+        duration: seconds according to the header; `None` if it does not say.
+        size: (width, height), upright, set by the first frame; frames of another size are resized to it.
+        start, end: seconds, the time span that was read.
     """
 
     def __init__(self, source: str | bytes | list, name: str, limits: VideoLimits):
@@ -78,23 +78,23 @@ class FrameSequence:
         self.duration: float | None = None
         self.size: tuple[int, int] | None = None
         self.start = self.end = 0.0
-        self.faults: list[str] = []  # of the last iteration
+        self.faults: list[str] = []  # in the last iteration
 
     @property
     def error(self) -> str | None:
-        """What was wrong with the video, if the last iteration missed its end or had to leave frames out."""
+        """Describes what was wrong with the video if the last iteration missed its end or skipped frames, else `None`."""
         if not self.faults:
             return None
         of = f" of {self.duration:.1f} s" if self.duration else ""
         return f"{self.name}: {'; '.join(self.faults)} ({self.end - self.start:.1f} s{of} were read)"
 
     def on_grid(self, rate: float) -> Iterator[GridFrame]:
-        """The frame on screen at the middle of each of `rate` equal steps per second, from the first frame on.
+        """Yields the frame on screen at the middle of each of `rate` equal steps per second, from the first frame on.
 
-        The steps of a whole video are the segments of `frame_sampling.segment_middle`. A very short one has one step.
+        Over a whole video the steps are the segments of `frame_sampling.segment_middle`. A very short video has one.
 
         Raises:
-            ValueError: `rate` is not above 0 and at most `HIGHEST_GRID_RATE`.
+            ValueError: `rate` is not above 0, or is more than `HIGHEST_GRID_RATE`.
         """
         check_grid_rate(rate)
         step, first = 0, None
@@ -108,7 +108,7 @@ class FrameSequence:
             yield GridFrame(0, self.start, self.pixels_of(first), True)
 
     def __iter__(self) -> Iterator[TimedFrame]:
-        """Frames as they follow each other on screen. Raises a VideoDecodeError if there is none."""
+        """Yields the frames in display order. Raises `VideoDecodeError` if there is none."""
         self.faults, held, since = [], None, clock.monotonic()
         for number, frame in enumerate(self._timed()):
             if held is None:
@@ -128,27 +128,27 @@ class FrameSequence:
             held = frame
         if held is None:
             raise VideoDecodeError(f"{self.name} {_UNREADABLE} (no frame decodes)")
-        # The last frame's own length is a claim, too.
+        # The duration of the last frame is as untrusted as the rest of the file.
         self.end = min(held.end, held.time + LONGEST_FRAME, max(held.time, self.start + self.limits.max_seconds))
         yield replace(held, end=self.end)
         if self.duration and self.duration - (self.end - self.start) > _CUT_OFF:
             self.faults.append("it is cut off")
 
     def pixels_of(self, frame: TimedFrame) -> np.ndarray:
-        """`(H, W, 3)`, uint8, RGB, upright, of the size of the first frame that was asked for."""
+        """Returns `(H, W, 3)`, uint8, RGB, upright, in the size of the first frame that was requested."""
         pixels = frame.pixels()
         if self.size is None:
-            self.limits.check_size(self.name, *pixels.shape[1::-1])  # the header may say otherwise
+            self.limits.check_size(self.name, *pixels.shape[1::-1])  # the header may differ
         pixels = _sized(pixels, self.size)
         self.size = pixels.shape[1::-1]
         return np.ascontiguousarray(pixels)
 
     def copy_sound(self, path: str | BinaryIO) -> bool:
-        """Writes the first stream of sound that MP4 can hold, as it is, as such a file; False if there is none."""
+        """Copies the first audio stream that MP4 supports to an MP4 file; returns whether there is one."""
         return False
 
     def _timed(self) -> Iterator[TimedFrame]:
-        """Frames in the order of time, each with the end that its own file gives it."""
+        """Yields frames in order of time, each with the end given by its file."""
         raise NotImplementedError
 
 
@@ -156,10 +156,10 @@ class FileFrames(FrameSequence):
     """The frames of a file, decoded in this process by PyAV.
 
     Args:
-        watch: is given the packets of the file, and gives them back one by one.
+        watch: wraps the iterable of the packets of the file and yields them one by one.
 
     Raises:
-        VideoDecodeError: no video stream, more than a limit allows; while iterating, a video without a frame.
+        VideoDecodeError: there is no video stream, or a limit is exceeded; while iterating, no frame decodes.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class FileFrames(FrameSequence):
                         time = float(frame.pts * frame.time_base) - zero if is_timed else end or 0.0
                         end = time + (float(frame.duration * frame.time_base) if frame.duration else 1 / self.fps)
                         yield TimedFrame(time, end, partial(_upright, frame, aspect))
-                        since = clock.monotonic()  # not counting what others do with the frame
+                        since = clock.monotonic()  # excludes the consumer's time
         except av.error.FFmpegError as error:
             if end is None:
                 raise VideoDecodeError(f"{self.name} {_UNREADABLE} ({error.strerror})") from None
@@ -235,13 +235,13 @@ class FileFrames(FrameSequence):
 
 
 def check_grid_rate(rate: float) -> None:
-    """Raises a ValueError for a rate that `FrameSequence.on_grid` does not take."""
+    """Raises `ValueError` for a rate that `FrameSequence.on_grid` does not accept."""
     if not 0 < rate <= HIGHEST_GRID_RATE:
         raise ValueError(f"{rate:g} steps per second are asked for, but must be more than 0 and at most 1,000")
 
 
 def _in_order(frames: Iterator[TimedFrame], faults: list[str]) -> Iterator[TimedFrame]:
-    """Sorted by time; frames that come too late to be sorted are left out, and `faults` then says so."""
+    """Sorts frames by time. Frames that come too late to be sorted are dropped and reported in `faults`."""
     waiting, last, late, count = [], -np.inf, 0, 0
     for frame in itertools.chain(frames, [None] * _OUT_OF_ORDER):
         if frame is not None:

@@ -39,7 +39,7 @@ def frames_of(
     limits: dict | VideoLimits | None = None,
     guarded: bool = True,
 ) -> Iterator[TimedPixels]:
-    """Returns an iterator over the frames of a source (see `EmotionStream.run`), which reads its first on demand.
+    """Returns a lazy iterator over the frames of a source, see `EmotionStream.run`.
 
     Args:
         live: play files at their own speed, and time frames without a time stamp by the clock.
@@ -116,7 +116,7 @@ def _network(address: str) -> Iterator[TimedPixels]:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream")
             stream = container.streams.video[0]
-            stream.thread_type = "NONE"  # frame threading can deadlock with the threads of torch
+            stream.thread_type = "NONE"  # frame threads can hang alongside those of torch
             step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
             for frame in _decoded(container, stream):
                 expected = 0.0 if time is None else time + step

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All frames of whatever is a video here, and the faces in them."""
+"""Opening a video of any supported kind for iteration over its frames, and cropping the faces in them."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from .video_guard import GuardedFrames
 from .video_inputs import channels_first, is_in_memory, is_rescaled, select_frames, split_batch
 from .video_limits import VideoLimits, make_limits
 
-NOBODY = -1  # the "person" of frames without a face, where they are scored as a whole
+NOBODY = -1  # the "person" of frames without a face, when these are scored as a whole
 NO_FACE = ("nothing", "frame")
 
 
@@ -38,12 +38,12 @@ def check_fps(value: Any) -> None:
 
 
 def frames_of_window(processor, window: float) -> int:
-    """Returns how many frames the video processor reads of so many seconds."""
+    """Returns the number of frames that the video processor samples from a window in seconds."""
     return max(1, round(window * processor.fps)) if processor.fps else processor.num_frames
 
 
 def check_window(processor, window: float) -> None:
-    """Raises `ValueError` unless `window` is a finite number above 0 that has room for the processor's frames."""
+    """Raises `ValueError` unless `window` is finite, above 0 and long enough for the processor's frames."""
     check_number("window", window)
     if window == math.inf:
         raise ValueError("window is inf s, but must be finite")
@@ -58,17 +58,17 @@ def check_window(processor, window: float) -> None:
 def open_frames(
     video: Any, fps: float | None = None, limits: dict | VideoLimits | None = None, guarded: bool = True
 ) -> FrameSequence:
-    """The frames of one video, to be gone through in the order of time.
+    """Opens one video for iteration over its frames in order of time.
 
     Args:
-        video: whatever the pipeline takes as one video.
+        video: anything that the pipeline accepts as one video.
         fps: frames per second of a folder or list of frames, which has no time stamps; files have them.
-        limits: what the video may cost, see `VideoLimits`, or the fields of it that differ from the defaults.
-        guarded: decode files in a process of their own, see `read_video`.
+        limits: `VideoLimits`, or a dict of the fields that differ from the defaults.
+        guarded: decode files in a separate process, see `read_video`.
 
     Raises:
-        FileNotFoundError, ValueError: no such video, frames without `fps`.
-        VideoDecodeError: a `ValueError`: no video stream, more than a limit allows.
+        FileNotFoundError, ValueError: the video does not exist, or frames need `fps`.
+        VideoDecodeError: a `ValueError`: there is no video stream, or a limit is exceeded.
     """
     videos, limits, name = split_batch(video), make_limits(limits), "the video"
     if len(videos) != 1:
@@ -82,7 +82,7 @@ def open_frames(
 
 
 class _ListedFrames(FrameSequence):
-    """Frames in memory, or paths of images."""
+    """A video given as frames in memory or as paths of images."""
 
     def __init__(self, source: list[np.ndarray] | list[str], name: str, limits: VideoLimits, fps: float | None):
         super().__init__(source, name, limits)
@@ -101,7 +101,7 @@ class _ListedFrames(FrameSequence):
 
 
 def progress_bar(frames: FrameSequence, name: str, is_shown: bool) -> tqdm:
-    """In whole seconds of video; what a header says of its length is shown if a video can be so long."""
+    """Creates a progress bar in whole seconds of video; a duration that exceeds the limits is not shown as total."""
     is_known = frames.duration and 0 < frames.duration <= frames.limits.max_seconds < math.inf
     total = round(frames.duration) if is_known else None
     return tqdm(total=total, unit="s", desc=os.path.basename(name), disable=not is_shown)
@@ -109,16 +109,16 @@ def progress_bar(frames: FrameSequence, name: str, is_shown: bool) -> tqdm:
 
 @dataclass
 class Crop:
-    """A face, or a whole frame."""
+    """The crop of a face, or a whole frame."""
 
     person: int
     box: np.ndarray  # (4,)
-    pixels: np.ndarray | torch.Tensor | None  # (H, W, 3), then as the model takes it, then None: it is encoded
+    pixels: np.ndarray | torch.Tensor | None  # (H, W, 3), then preprocessed for the model, then None once encoded
     embed: torch.Tensor | None = None  # (D,)
 
 
 class FaceCrops:
-    """Frame -> a crop of each person in it, always of the same size; see `pipe.timeline` for the arguments."""
+    """A callable that crops each person in a frame to a fixed size; see `pipe.timeline` for the arguments."""
 
     def __init__(
         self, size, faces: str | Callable = "all", no_face: str = "nothing", detector: str | Callable = "auto"
@@ -133,7 +133,7 @@ class FaceCrops:
         self.settings = {"faces": "callback" if callable(faces) else faces, "no_face": no_face, "detector": name}
 
     def start_again(self) -> None:
-        """Forgets the people that were seen: the next frame is the first of a video."""
+        """Resets the face tracker, so that the next frame is the first of a new video."""
         self.tracker = FaceTracker()
 
     def __call__(self, frame: GridFrame) -> list[Crop]:
@@ -150,7 +150,7 @@ class FaceCrops:
 
 
 def in_memory_frames(video: Any, name: str) -> list[np.ndarray]:
-    """Frames of a video in memory, each `(H, W, 3)`, uint8, RGB."""
+    """Converts a video in memory to a list of frames, each `(H, W, 3)`, uint8, RGB."""
     frames, _ = select_frames(video, VideoMetadata(total_num_frames=len(video)), None, name)
     frames = channels_first(frames, None, name)
     if is_rescaled(frames):
