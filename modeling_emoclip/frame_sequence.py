@@ -82,7 +82,7 @@ class FrameSequence:
 
     @property
     def error(self) -> str | None:
-        """Describes what was wrong with the video if the last iteration missed its end or skipped frames, else `None`."""
+        """Describes what is wrong with the video, if the last iteration missed its end or skipped frames."""
         if not self.faults:
             return None
         of = f" of {self.duration:.1f} s" if self.duration else ""
