@@ -77,7 +77,7 @@ class Result:
     video: str
     how: dict[str, Any]
     timeline: Any
-    lanes: tuple[float, float]  # where in the picture's width time begins and ends
+    lanes: tuple[float, float]  # start and end of the time axis, as fractions of the plot width
     folder: tempfile.TemporaryDirectory
 
     def path(self, kind: str, ending: str = "") -> str:

@@ -24,7 +24,7 @@ YUNET = {
 }
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 LONGEST_SIDE = 640  # pixels; larger frames are downscaled for detection, which bounds its cost for every video
-SMALLEST_FACE = 1 / 15  # of the short side, 24 of 360 pixels; Haar only, for many more false positives below it
+SMALLEST_FACE = 1 / 15  # of the short side (24 of 360 pixels); Haar only: smaller ones add many false positives
 # Center weights for `describe_face`: the surroundings of a face say more about the place than about the person.
 _MIDDLE = np.exp(-((np.mgrid[:64, :64] - 31.5) ** 2).sum(axis=0) / (2 * 16**2))
 
@@ -38,7 +38,7 @@ def opencv():
     return cv2
 
 
-@dataclass(frozen=True, eq=False)  # eq: arrays do not compare to one bool
+@dataclass(frozen=True, eq=False)  # eq: comparing arrays gives no single bool
 class Face:
     """A face in one frame: the number of its person, `(x0, y0, x1, y1)` in pixels, and the detector's score."""
 
