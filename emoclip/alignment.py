@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a video shows what a text says: for generated video, takes of a scene, or clips with captions.
+"""Video-text alignment scores, e.g. for generated video, takes of a scene, or captioned clips.
 
 Shapes: W windows, N reference texts.
 """
@@ -23,34 +23,34 @@ _TITLE_WIDTH = 72  # characters
 
 @dataclass(eq=False, repr=False)
 class EmotionAlignment:
-    """What `pipe.alignment` returns; `cosine` and `percentile` are of the whole video, arrays of its windows.
+    """The result of `pipe.alignment`: `cosine` and `percentile` for the whole video, arrays for its windows.
 
-    The cosine is of the text with a window, and for the video the mean over its windows. Cosines of different texts or
-    models cannot be compared: most of them lie close together. The percentile can: it is how many in 100 background
-    texts fit the video less than the text does, ties counted half. 50 is a text like any other, and of a model that
-    cannot tell faces apart.
+    The cosine is that of the text and a window; for the video it is the mean over all windows. Cosines of different
+    texts or models are not comparable, since most of them lie close together. Percentiles are. A percentile is the
+    percentage of reference texts that fit the video less well than the text, with ties counted half; 50 means that
+    the text fits like any other, or that the model cannot distinguish faces.
     """
 
     video: str
     text: str | list[str]
-    cosine: float | None  # None: there is no window
+    cosine: float | None  # None: the video has no window
     percentile: float | None  # 0 to 100
-    span: tuple[float, float]  # first and last second of the video that was seen
+    span: tuple[float, float]  # first and last second of the video that was read
     person: list[str]  # W names
     start: np.ndarray  # (W,), seconds
     end: np.ndarray  # (W,)
     cosines: np.ndarray  # (W,)
     percentiles: np.ndarray  # (W,)
     num_reference_texts: int
-    face_found: bool | None  # None: none was looked for
-    error: str | None  # what was wrong with the video, if anything
+    face_found: bool | None  # None: face detection was off
+    error: str | None  # description of a problem with the video, if any
 
     def __repr__(self) -> str:
         score = "no face" if self.cosine is None else f"cosine {self.cosine:.3f}, percentile {self.percentile:.0f}"
         return f"EmotionAlignment({self.video!r}, {self.text!r}: {score})"
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """All of it; returns the text, and writes it, if a path is given."""
+        """Returns all fields as JSON text, and writes it if a path is given."""
         fields = {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in asdict(self).items()}
         text = json.dumps(fields, ensure_ascii=False, indent=1)
         if path is not None:
@@ -59,7 +59,7 @@ class EmotionAlignment:
         return text
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """The percentile over time, a line for each person; returns the `matplotlib.figure.Figure`."""
+        """Plots the percentile over time, one line per person, and returns the `matplotlib.figure.Figure`."""
         try:
             import matplotlib
             from matplotlib.figure import Figure
@@ -88,16 +88,15 @@ class EmotionAlignment:
         axes.spines[["top", "right"]].set_visible(False)
         text = self.text if isinstance(self.text, str) else " / ".join(self.text)
         score = "no face found" if self.cosine is None else f"percentile {self.percentile:.0f}"
-        title = (
-            f"“{text}” in {Path(self.video).name}: {score}"  # matplotlib, as it wraps, would read a `$` as a formula
-        )
+        # Wrapped by textwrap: matplotlib's own wrapping would interpret a `$` as a formula.
+        title = f"“{text}” in {Path(self.video).name}: {score}"
         axes.set_title(textwrap.fill(title, _TITLE_WIDTH), loc="left")
         if len(people) > 1:
             axes.legend(axes.lines[1:], people, frameon=False)
 
 
 def check_text(name: str, text: str | Sequence[str]) -> None:
-    """Raises `ValueError` unless `text` is a text, or a list of texts, and none is empty."""
+    """Raises `ValueError` unless `text` is a non-empty string or a non-empty list of non-empty strings."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
         raise ValueError(f"{name} is {text!r}, but must be a text or a list of texts, none of them empty")
@@ -112,15 +111,15 @@ def embed_texts(pipe, *texts: str | Sequence[str]) -> np.ndarray:
 def alignment(
     timeline, text: str | Sequence[str], reference_texts: Sequence[str] = REFERENCE_TEXTS, pipe: Any = None
 ) -> EmotionAlignment:
-    """How well the video shows what a text says; it is not read again.
+    """Scores how well the video shows what a text describes, without reading the video again.
 
     Args:
-        text: what it should show, as "a smile that slowly fades", or several texts, whose mean is taken.
-        reference_texts: what the text is compared with; by default 121 descriptions of faces.
-        pipe: a pipeline with the text encoder that the timeline was made with; needed after `load`.
+        text: a description, e.g. "a smile that slowly fades", or several texts, whose mean is used.
+        reference_texts: the texts to compare with; by default 121 descriptions of faces.
+        pipe: a pipeline with the text encoder that the timeline was made with; required after `load`.
 
     Raises:
-        ValueError: an empty text, or no reference texts.
+        ValueError: a text is empty, or there are no reference texts.
     """
     if isinstance(reference_texts, str) or not isinstance(reference_texts, Sequence) or not reference_texts:
         raise ValueError(f"reference_texts is {reference_texts!r}, but must be a list of at least one text")
@@ -149,7 +148,7 @@ def alignment(
 
 
 def _percentiles(cosines: np.ndarray) -> np.ndarray:
-    """Of column 0 among the others."""
+    """Returns the percentile of column 0 among the other columns, per row."""
     of_text, others = cosines[:, :1], cosines[:, 1:]
     return 100 * ((others < of_text).mean(axis=1) + (others == of_text).mean(axis=1) / 2)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # must be set before gradio is imported
 
 import gradio as gr
 from huggingface_hub import ModelCard
@@ -30,20 +30,20 @@ from .loading import load_pipeline
 from .typed_text import parse_labels
 
 EXPORTED = Path("outputs/synthetic_emoclip/hub")  # by `make demo`
-# What a stranger may ask for. The processor refuses a video that is larger than 4K or longer than 10 minutes, with 60
-# frames a second, or of which nothing can be read for 20 s; and frames that are narrow strips.
+# Limits for untrusted visitors: the processor rejects videos larger than 4K or longer than 10 minutes (at 60 frames
+# per second), videos of which nothing can be read for 20 s, and frames that are narrow strips.
 VIDEO_LIMITS = {"max_pixels": 4096 * 2304, "max_aspect": 8.0}
 VIDEO_LIMITS |= {"max_seconds": 600.0, "max_frames": 36_000, "max_bytes": 2**28, "time_limit": 20.0}
-VIDEO_LIMITS |= {"whole_time_limit": 300.0}  # of one visitor's video, whatever takes the time
+VIDEO_LIMITS |= {"whole_time_limit": 300.0}  # for one visitor's video, in total
 MOST_LABELS, LONGEST_TEXT = 24, 200
-MOST_MEGABYTES = 200  # of an upload
-MOST_GIGABYTES, MOST_FILES = 4, 1000  # of all visitors together
-MOST_WAITING = 8  # visitors
-MOST_AT_ONCE = 3  # visitors whose videos are read; one whose file reads slowly does not keep the others waiting
-MOST_QUESTION_BYTES = 10**6  # of what a visitor asks, but for the video
-KEPT_MINUTES = 60  # then a visitor's files are deleted; when the app ends, all of them
+MOST_MEGABYTES = 200  # per upload
+MOST_GIGABYTES, MOST_FILES = 4, 1000  # for all visitors together
+MOST_WAITING = 8  # visitors in the queue
+MOST_AT_ONCE = 3  # visitors processed in parallel, so that one slow file does not block the others
+MOST_QUESTION_BYTES = 10**6  # of a request, excluding uploads
+KEPT_MINUTES = 60  # a visitor's files are deleted after that, all files when the app ends
 
-DRAWN_FACES = "This checkpoint has seen drawn faces only."  # in the card of such a model
+DRAWN_FACES = "This checkpoint has seen drawn faces only."  # in the card of such a checkpoint
 PEOPLE, WHOLE_FRAME = "people: find the faces", "one face, close up: take the whole picture"
 WORDS = "happiness sadness anger surprise fear disgust neutral".split()
 
@@ -63,17 +63,17 @@ CSS = """.gradio-container {max-width: 1240px !important; margin: auto}
  #picture > * {min-width: 860px} #stretches *, #found * {font-size: 12px !important}
  #stretches :is(th, td, [role=gridcell]) > *, #found :is(th, td, [role=gridcell]) > * {padding: 4px !important}}"""
 
-PROGRESS = gr.Progress(track_tqdm=True)  # a default by which Gradio knows that a function wants it
+PROGRESS = gr.Progress(track_tqdm=True)  # Gradio injects progress into functions with this default
 
 
 @dataclass(eq=False)
 class Result:
-    """What one visitor has got; nobody else's session can reach it. Its folder goes when it does."""
+    """The result of one visitor, accessible only from their session. Its folder is deleted with it."""
 
     video: str
     how: dict[str, Any]
     timeline: Any
-    lanes: tuple[float, float]  # where in the picture's width time begins and ends
+    lanes: tuple[float, float]  # start and end of the time axis, as fractions of the plot width
     folder: tempfile.TemporaryDirectory
 
     def path(self, kind: str, ending: str = "") -> str:
@@ -89,13 +89,13 @@ def write_result(video: str, how: dict[str, Any], timeline) -> Result:
 
 
 def refusal(message: str) -> gr.Error:
-    """Stays until it is closed. Gradio reads it as HTML."""
+    """Creates an error dialog that stays until closed. Gradio renders its message as HTML."""
     return gr.Error(html.escape(message), duration=None, title="Not yet", print_exception=False)
 
 
 @contextmanager
 def refusals(video: str):
-    """What the pipeline refuses is told to the visitor, without folders of this machine."""
+    """Shows errors of the pipeline to the visitor, without paths of this machine."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
@@ -117,7 +117,7 @@ def seconds_of(text: str) -> float:
 
 
 class App:
-    """What the page calls. It holds the model and no visitor's things: those are in their `Result`."""
+    """The event handlers of the page. It holds the model but no visitor data, which is in each `Result`."""
 
     def __init__(self, pipe):
         self.pipe = pipe
@@ -131,7 +131,7 @@ class App:
         return parse_labels(lines)
 
     def analyse(self, video, text, shows, window, stride, result, progress=PROGRESS):
-        """Video and labels -> the page below them. Other labels for the same video need no second pass over it."""
+        """Computes the results part of the page. New labels for the same video need no second pass over it."""
         if not video:
             raise refusal("There is no video yet: drop one, record one, or take the example.")
         how = {"faces": "none" if shows == WHOLE_FRAME else "all", "window": window, "stride": min(stride, window)}
@@ -148,7 +148,7 @@ class App:
         with refusals(video):
             result = write_result(video, how, timeline)
         *files, picture = map(result.path, ("csv", "json", "srt", "png"))
-        drawn = gr.DownloadButton(visible=False)  # that of other labels
+        drawn = gr.DownloadButton(visible=False)  # hides the video annotated with earlier labels
         return [result, gr.Column(visible=True), picture, self.stretches(timeline), None, *files, drawn]
 
     def stretches(self, timeline) -> list[list]:
@@ -157,7 +157,7 @@ class App:
         return [row(timeline, one.start, one.end, one.person, one.label, one.score) for one in found]
 
     def search(self, text, result):
-        """Any text -> the moments that are most like it."""
+        """Returns table rows of the moments that match a text best."""
         if result is None:
             raise refusal("First show the time line of a video, then search in it.")
         if not (text or "").strip() or len(text) > LONGEST_TEXT:
@@ -166,7 +166,7 @@ class App:
         return [row(result.timeline, one.start, one.end, one.person, one.score) for one in found]
 
     def annotate(self, result, progress=PROGRESS):
-        """The video with boxes and labels in it."""
+        """Annotates the video with boxes and labels and returns its download button."""
         if result is None:
             raise refusal("First show the time line of a video.")
         with refusals(result.video):
@@ -174,11 +174,11 @@ class App:
         return gr.DownloadButton(f"Download {Path(path).name}", value=str(path), visible=True)
 
     def seek_row(self, event: gr.SelectData):
-        """A row of a table -> the player at its first moment."""
+        """Moves the player to the start of the selected table row."""
         return gr.Video(playback_position=seconds_of(event.row_value[0]))
 
     def seek_picture(self, result, event: gr.SelectData):
-        """A place in the picture -> the player at its time."""
+        """Moves the player to the time of the selected point in the plot."""
         if result is None:
             return gr.skip()
         with Image.open(result.path("png")) as picture:
@@ -193,7 +193,7 @@ def row(timeline, start: float, end: float, person: int, *rest) -> list:
 
 
 def build(pipe, example: Path | None = None) -> gr.Blocks:
-    """The page. `example` is a video that a visitor without one can take."""
+    """Builds the page. `example` is a video offered to visitors who have none."""
     app, names = App(pipe), list(pipe.model.config.class_descriptions or WORDS)[:MOST_LABELS]
     heavy = {"concurrency_limit": MOST_AT_ONCE, "concurrency_id": "video"}
     with gr.Blocks(title="EmoCLIP", delete_cache=(60, 60 * KEPT_MINUTES)) as page:
@@ -214,7 +214,7 @@ def build(pipe, example: Path | None = None) -> gr.Blocks:
 
 
 def question_part(names: list[str], example: Path | None) -> list:
-    """A video, and what to look for in it."""
+    """Builds the inputs: the video, the labels and the settings."""
     with gr.Row():
         with gr.Column(scale=3):
             gr.Markdown("### 1 · A video: drop a file, or record one with the webcam")
@@ -235,7 +235,7 @@ def question_part(names: list[str], example: Path | None) -> list:
 
 
 def answer_part() -> list:
-    """The time line as a picture and a table, the search, and the files."""
+    """Builds the outputs: the timeline as a plot and a table, the search, and the files."""
     with gr.Column(visible=False) as below:
         gr.Markdown("### When: click on the picture, or on a row below it, and the player goes there")
         picture = gr.Image(show_label=False, elem_id="picture", interactive=False, buttons=["fullscreen"])
@@ -259,8 +259,8 @@ def table(headers: list[str], label: str, name: str) -> gr.Dataframe:
 
 
 def about_model(name: str) -> str:
-    """What the model's card says of people; a card that cannot be had says nothing."""
-    with suppress(Exception):  # a dozen classes of the Hub's client
+    """Returns a warning about the training data from the model card, or a general one otherwise."""
+    with suppress(Exception):  # the Hub client raises a dozen exception classes
         card = ModelCard.load(Path(name, "README.md") if Path(name).is_dir() else name)
         if DRAWN_FACES in card.text:
             return (
@@ -270,10 +270,10 @@ def about_model(name: str) -> str:
 
 
 class RoomForUploads:
-    """Refuses an upload that is too large, or for which there is no room; Gradio limits each file of one only."""
+    """Middleware that rejects uploads over the size or space limits; Gradio limits only the size of each file."""
 
     def __init__(self, app, folder: Path):
-        self.app, self.folder, self.coming = app, folder, []  # bytes of the uploads that are under way
+        self.app, self.folder, self.coming = app, folder, []  # bytes of the uploads in progress
 
     async def __call__(self, scope, receive, send):
         if not is_upload(scope):
@@ -290,14 +290,14 @@ class RoomForUploads:
     def refusal(self, length: bytes | None) -> PlainTextResponse | None:
         sizes, now = [], time.time()
         for path in self.folder.rglob("*"):
-            with suppress(FileNotFoundError):  # deleted meanwhile
+            with suppress(FileNotFoundError):  # deleted in the meantime
                 if path.parent == self.folder and path.is_file() and now - path.stat().st_mtime > 60 * KEPT_MINUTES:
-                    path.unlink()  # of an upload that broke off: Gradio forgets those
+                    path.unlink()  # from an aborted upload, which Gradio does not delete
                 elif path.is_file():
                     sizes.append(path.stat().st_size)
         if length is None or not length.isdigit():
             return PlainTextResponse("How long is the upload?", 411)
-        if int(length) > (MOST_MEGABYTES + 1) * 10**6:  # 1 for what stands around the file
+        if int(length) > (MOST_MEGABYTES + 1) * 10**6:  # 1 MB for the multipart overhead
             return PlainTextResponse(f"An upload may have {MOST_MEGABYTES} MB.", 413)
         taken = sum(sizes) + sum(self.coming) + int(length)
         if taken > MOST_GIGABYTES * 10**9 or len(sizes) + len(self.coming) >= MOST_FILES:
@@ -310,7 +310,7 @@ def is_upload(scope) -> bool:
 
 
 class NoAddresses:
-    """Refuses addresses in the place of files, which Gradio would fetch, whole and for anybody; and long questions."""
+    """Middleware that rejects long requests and URLs in place of files, which Gradio would fetch without limits."""
 
     def __init__(self, app):
         self.app = app
@@ -325,7 +325,7 @@ class NoAddresses:
         body, is_whole = b"", False
         while not is_whole and len(body) <= MOST_QUESTION_BYTES:
             message = await receive()
-            if message["type"] != "http.request":  # the visitor is gone
+            if message["type"] != "http.request":  # the visitor has disconnected
                 return
             body, is_whole = body + message.get("body", b""), not message.get("more_body", False)
         if len(body) > MOST_QUESTION_BYTES:
@@ -343,17 +343,17 @@ class NoAddresses:
 
 
 def names_address(body: bytes) -> bool:
-    """Whether a question has an address where a file's path belongs."""
+    """Returns whether a request has a URL in place of a file path."""
     try:
         parts = [json.loads(body)]
     except (ValueError, RecursionError):
-        return False  # Gradio takes JSON only
+        return False  # Gradio accepts only JSON
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
             path = part.get("path")
             if isinstance(path, str) and re.match(r"\s*[a-z][a-z0-9+.-]+:", path, re.IGNORECASE):
-                return True  # C:\\ is a letter only
+                return True  # two letters or more, since C:\\ is a path
         parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
     return False
 
@@ -406,15 +406,15 @@ def run(
 
 
 def serve(page: gr.Blocks, port: int | None, visitors: Path):
-    """Returns when the page is stopped, at once: Gradio alone would wait for visitors who still look at it."""
+    """Serves the page and stops without delay; Gradio alone would wait for visitors with an open page."""
     page.launch(
         server_port=port,
         share=False,
         ssr_mode=False,
-        run_history=False,  # else each visitor's browser keeps the runs
+        run_history=False,  # otherwise browsers store the runs
         footer_links=[],
         max_file_size=f"{MOST_MEGABYTES}mb",
-        # Fonts of the visitor's machine, since Gradio's own come from Google.
+        # System fonts, since Gradio's default fonts are loaded from Google.
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
         app_kwargs={"middleware": [Middleware(NoAddresses), Middleware(RoomForUploads, folder=visitors)]},
@@ -423,7 +423,7 @@ def serve(page: gr.Blocks, port: int | None, visitors: Path):
     try:
         threading.Event().wait()
     finally:
-        logging.getLogger("uvicorn.error").disabled = True  # it calls this an error
+        logging.getLogger("uvicorn.error").disabled = True  # it logs the stop as an error
         page.server.force_exit = True
         page.close(verbose=False)
 

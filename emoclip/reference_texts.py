@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What any face might show: the texts that the score of a text is compared with, see `pipe.alignment`."""
+"""Generic descriptions of faces, used as the reference for the percentile of a text in `pipe.alignment`."""
 
 from itertools import product
 
-# Of our own wording, after the action units of the Facial Action Coding System, which the brackets name.
+# Our own wording, based on the action units of the Facial Action Coding System (numbers in brackets).
 _UPPER = (
     "a smooth forehead and relaxed eyes",
     "raised eyebrows",  # [1 + 2]

@@ -5,11 +5,11 @@ import html
 import re
 from collections.abc import Sequence
 
-# For `matplotlib.rc_context`, around all that makes texts: a `$` is a `$` then, and begins no formula.
+# For `matplotlib.rc_context` around all code that creates text: `$` is then literal and does not start a formula.
 PICTURE_TEXT = {"text.parse_math": False, "text.usetex": False}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets begin a formula with, by OWASP's "CSV Injection"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # characters that start a spreadsheet formula (OWASP, "CSV Injection")
 _MARKDOWN = re.compile(r"([\\`*\[\]|$~]|(?<!\w)_|_(?!\w)|^[#>+-]|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
-_WORD_JOINER = "\u2060"  # seen by nobody; between `<` and `b` it keeps a player from reading a tag
+_WORD_JOINER = "\u2060"  # invisible; between `<` and `b` it prevents players from parsing a tag
 
 
 def parse_labels(lines: Sequence[str]) -> dict[str, list[str] | None]:
@@ -35,30 +35,30 @@ def parse_labels(lines: Sequence[str]) -> dict[str, list[str] | None]:
 
 
 def one_line(text: str) -> str:
-    """Returns `text` without line breaks and runs of spaces."""
+    """Returns `text` with line breaks and runs of whitespace collapsed to single spaces."""
     return " ".join(text.split())
 
 
 def csv_cell(text: str) -> str:
-    """Returns `text` as a cell that no spreadsheet takes for a formula: one that looks like it begins with `'`."""
+    """Returns `text` as a CSV cell, prefixed with `'` if spreadsheets would interpret it as a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def markdown_text(text: str) -> str:
-    """Returns `text` as one line of Markdown without markup: no tag, link, heading, table cell or formula."""
+    """Escapes `text` to one line of Markdown without tags, links, headings, table cells or formulas."""
     return _MARKDOWN.sub(r"\\\1", html.escape(one_line(text), quote=False))
 
 
 def srt_text(text: str) -> str:
-    """Returns `text` as one line of a SubRip cue, in which players find neither a tag `<b>` nor a command `{\\an8}`.
+    """Returns `text` as one line of a SubRip cue in which players find no tag `<b>` or command `{\\an8}`.
 
-    SubRip has no way to escape them, so an invisible U+2060 stands behind each `<` and `{`.
+    SubRip has no escape syntax, so an invisible U+2060 is inserted after each `<` and `{`.
     """
     return re.sub(r"([<{])", rf"\1{_WORD_JOINER}", one_line(text))
 
 
 def vtt_text(text: str) -> str:
-    """Returns `text` as one line of a WebVTT cue."""
+    """Escapes `text` to one line of a WebVTT cue."""
     return html.escape(one_line(text), quote=False)
 
 

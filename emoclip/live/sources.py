@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where live frames come from: webcams, network cameras, files at their own speed, iterables."""
+"""Sources of live frames: webcams, network cameras, files played at their own speed, iterables."""
 
 import logging
 import re
@@ -24,11 +24,11 @@ from modeling_emoclip.video_streams import decoded_frames, upright
 
 logger = logging.getLogger(__name__)
 
-# Seconds, not running backwards, and what makes the frame (H, W, 3), uint8, RGB; not every frame is wanted.
+# Non-decreasing time in seconds, and a function that returns the frame (H, W, 3), uint8, RGB: not all are converted.
 TimedPixels = tuple[float, Callable[[], np.ndarray]]
-_TIMEOUT = 10.0  # seconds without an answer, or a packet, of a network camera
-_LONGEST_STEP = 10.0  # seconds from frame to frame; more, or less than 0, is a camera that has set its clock
-_RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # by UDP, every packet that gets lost breaks a picture
+_TIMEOUT = 10.0  # seconds to wait for a response or packet from a network camera
+_LONGEST_STEP = 10.0  # seconds between frames; more, or less than 0, means that the camera has reset its clock
+_RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # over UDP every lost packet corrupts a frame
 _HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(?::\d*)?"
 
 
@@ -40,16 +40,16 @@ def frames_of(
     limits: dict | VideoLimits | None = None,
     guarded: bool = True,
 ) -> Iterator[TimedPixels]:
-    """The frames of a source, see `EmotionStream.run`; nothing is opened before the first is asked for.
+    """Returns a lazy iterator over the frames of a source, see `EmotionStream.run`.
 
     Args:
-        live: files play at their own speed, and frames that have no time are timed by the clock.
-        stop: ends a wait for the next frame of a file.
-        limits, guarded: of files, see `open_frames`.
+        live: play files at their own speed, and time frames without a time stamp by the clock.
+        stop: ends the wait for the next frame of a file.
+        limits, guarded: options for files, see `open_frames`.
 
     Raises:
-        OSError, ValueError: the source cannot be read, or no further; frames have no time, and need `fps`.
-        ImportError: a webcam without OpenCV.
+        OSError, ValueError: the source cannot be opened, reading it fails, or frames without time stamps need `fps`.
+        ImportError: the source is a webcam and OpenCV is not installed.
     """
     if fps is not None:
         check_fps(fps)
@@ -67,7 +67,7 @@ def frames_of(
 
 
 def as_pixels(frame: Any) -> np.ndarray:
-    """A PIL image or array -> `(H, W, 3)`, uint8, RGB. Raises a ValueError for anything else."""
+    """Converts a PIL image or array to `(H, W, 3)`, uint8, RGB. Raises `ValueError` for anything else."""
     frame = np.asarray(frame.convert("RGB")) if isinstance(frame, Image.Image) else frame
     check_frame(frame)
     return frame
@@ -92,7 +92,7 @@ def _video(frames: FrameSequence, live: bool, stop: threading.Event) -> Iterator
 
 
 def _webcam(number: int) -> Iterator[TimedPixels]:
-    if (cv2 := opencv()) is None:  # PyAV's wheels cannot open webcams
+    if (cv2 := opencv()) is None:  # PyAV wheels cannot open webcams
         raise ImportError(f"webcam {number} needs OpenCV: pip install emoclip[faces] (or push frames of your own)")
     camera = cv2.VideoCapture(number)
     try:
@@ -109,7 +109,7 @@ def _webcam(number: int) -> Iterator[TimedPixels]:
 
 
 def _network(address: str) -> Iterator[TimedPixels]:
-    name = _scheme_and_host(address)  # messages go into logs, passwords do not
+    name = _scheme_and_host(address)  # messages may be logged, so they must not contain passwords
     options = _RTSP_OPTIONS if address.lower().startswith("rtsp") else {}
     time = offset = None
     try:
@@ -117,7 +117,7 @@ def _network(address: str) -> Iterator[TimedPixels]:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream")
             stream = container.streams.video[0]
-            stream.thread_type = "NONE"  # frame threads can hang next to torch's
+            stream.thread_type = "NONE"  # frame threads can hang alongside those of torch
             step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
             for frame in decoded_frames(container, stream):
                 expected = 0.0 if time is None else time + step
@@ -132,10 +132,10 @@ def _network(address: str) -> Iterator[TimedPixels]:
 
 
 def _scheme_and_host(address: str) -> str:
-    """Returns what of an address can be shown: neither user, password, path, token nor anything that might be one.
+    """Returns the scheme and host of an address, without user, password, path, token or anything that may be one.
 
-    A password may hold an `@`, `/`, `?` or `#` that should have been escaped: then no rule says where it ends, and the
-    host is shown only if there is one `@` to stand behind.
+    A password may contain an unescaped `@`, `/`, `?` or `#`, and its end is then ambiguous. The host is shown in that
+    case only if the address contains exactly one `@`.
     """
     scheme, _, rest = address.partition("://")
     if not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of any labels while frames come in: from a webcam, a network camera, a file, or frame by frame."""
+"""Zero-shot scores for live video: from a webcam, a network camera, a file, or frames pushed one by one."""
 
 import math
 import threading
@@ -28,21 +28,21 @@ class Frame(NamedTuple):
 
 
 class LiveScores(NamedTuple):
-    """Of one person, at the time of one frame."""
+    """The scores of one person at the time of one frame."""
 
-    time: float  # seconds, of the newest frame in the window
+    time: float  # seconds, time stamp of the newest frame in the window
     person: int  # 0, 1, ... by first appearance
-    scores: list[dict[str, Any]]  # as the pipeline's
-    frames_used: int  # of the window: few at first, where frames are dropped, and where a face is seldom seen
-    dropped: int  # frames, since the stream was made
+    scores: list[dict[str, Any]]  # in the format of the pipeline
+    frames_used: int  # in the window: few at the start, when frames are dropped, or when a face is rarely visible
+    dropped: int  # frames dropped since the stream was created
 
 
 class EmotionStream:
-    """Takes frames as they come, and scores labels on the last seconds again and again.
+    """A live video stream whose labels are scored repeatedly on a sliding window of the last seconds.
 
-    Of what comes, as many frames are taken, evenly in time, as the checkpoint reads in a window, and each is encoded
-    once. A worker thread does that. Where it is too slow, the frames that wait longest are dropped and counted: scores
-    are always of what was seen just now, and memory is bounded.
+    Frames are sampled evenly in time at the rate at which the checkpoint reads a window. A worker thread encodes each
+    of them once. If it is too slow, the oldest waiting frames are dropped and counted, so scores always reflect the
+    latest frames and memory is bounded.
 
     ```python
     >>> with EmotionStream(pipe, ["amused", "bored", "tense"]) as stream:
@@ -50,25 +50,25 @@ class EmotionStream:
     ...         print(f"{now.time:.1f} s, person {now.person}: {now.scores[0]}, {now.dropped} frames dropped")
     ```
 
-    Frames of your own you `push`; then ask for `scores()`, or give a `callback`. A stream is for one source.
+    To supply frames yourself, `push` them and call `scores()` or pass a `callback`. A stream is for one source.
 
     Args:
         pipe: `ZeroShotVideoClassificationPipeline`.
-        candidate_labels, hypothesis_template: as of the pipeline; so are `options`, whatever else a call of it takes.
-        window: seconds that a score is about.
-        every: pushed frames from one result to the next.
-        faces, no_face, detector: as of `pipe.timeline`, but the `"largest"` face by default. Whoever is in the newest
-            frame gets scores, from those frames of the window that show them.
-        drop: `False` is without thread and drops nothing: `push` returns when all is done, and results depend on the
-            frames and their times alone.
-        max_waiting: frames that may wait for the worker.
-        callback: called with each `LiveScores`, in the worker thread; what it raises ends the stream.
+        candidate_labels, hypothesis_template, options: arguments of a pipeline call.
+        window: length of the window in seconds.
+        every: number of pushed frames from one result to the next.
+        faces, no_face, detector: as in `pipe.timeline`, but with the `"largest"` face by default. Each person in the
+            newest frame is scored on the frames of the window that show them.
+        drop: `False` uses no thread and drops no frame: `push` blocks until the frame is processed, and results depend
+            only on the frames and their times.
+        max_waiting: maximum number of frames waiting for the worker.
+        callback: called with each `LiveScores` in the worker thread; an exception in it ends the stream.
 
     Attributes:
-        dropped: frames that were taken, and dropped because the model was behind.
+        dropped: number of sampled frames dropped because the model could not keep up.
 
     Raises:
-        ValueError: bad labels or arguments.
+        ValueError: the labels or arguments are invalid.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class EmotionStream:
             pipe.class_embeds(self._scorer.texts)  # now, and not when the first frame comes
         self._num_pushed = self._next_result = 0
         self._started, self._last_time, self._due = clock.monotonic(), None, None
-        self._changed = threading.Condition()  # guards what follows
+        self._changed = threading.Condition()  # guards the attributes below
         self._waiting: deque[Frame] = deque()
         self._newest: list[LiveScores] = []
         self._num_results, self._error = 0, None
@@ -118,25 +118,25 @@ class EmotionStream:
         self.close()
 
     def close(self) -> None:
-        """Ends the worker as soon as it is done with its frame; those that wait are forgotten."""
+        """Stops the worker after its current frame and discards waiting frames."""
         with self._changed:
             self._is_closed = True
             self._waiting.clear()
             self._changed.notify_all()
-        if self._worker and self._worker is not threading.current_thread():  # a callback may close
+        if self._worker and self._worker is not threading.current_thread():  # a callback may call close()
             self._worker.join()
 
     def push(self, frame: np.ndarray | Image.Image, time: float | None = None) -> None:
-        """Hands over a copy of a frame and returns at once; with `drop=False`, when it is encoded and scored.
+        """Queues a copy of a frame and returns at once; with `drop=False`, returns after encoding and scoring it.
 
         Args:
             frame: `(H, W, 3)`, uint8, RGB, or a PIL image.
-            time: seconds, not less than that of the frame before; `None` is now.
+            time: seconds, not less than that of the previous frame; `None` means now.
 
         Raises:
-            ValueError: no such frame, a time that runs backwards, or none with `drop=False`.
+            ValueError: the frame is invalid, time runs backwards, or is missing with `drop=False`.
             RuntimeError: the stream is closed.
-            Exception: whatever went wrong in the worker.
+            Exception: any error in the worker.
         """
         pixels = as_pixels(frame)
         if time is None:
@@ -148,29 +148,29 @@ class EmotionStream:
         self._take(float(time), pixels.copy)
 
     def scores(self) -> list[LiveScores]:
-        """The newest result, one for each person in that frame: none before the first, or where no face is seen.
+        """Returns the newest result, one entry per person; empty before the first result or if no face is visible.
 
         Raises:
-            Exception: whatever went wrong in the worker.
+            Exception: any error in the worker.
         """
         with self._changed:
             self._raise_error()
             return list(self._newest)
 
     def run(self, source: Any, fps: float | None = None) -> Iterator[LiveScores]:
-        """Pushes what a source gives, and yields results; who is slow to take them misses some, and gets the newest.
+        """Pushes the frames of a source and yields results; a slow consumer skips some and gets the newest.
 
         Args:
-            source: number of a webcam (needs OpenCV); an address, as rtsp://... or http://...; whatever the pipeline
-                takes as one video, played at its own speed (with `drop=False` as fast as the model can); or an
-                iterable of frames, read as fast as it gives them.
-            fps: frames per second of a source without time stamps. A list, folder or array needs it; frames of an
-                iterable are else timed by the clock, which `drop=False` does not allow.
+            source: number of a webcam (needs OpenCV); an address, e.g. rtsp://... or http://...; anything that the
+                pipeline accepts as one video, played at its own speed (with `drop=False` as fast as the model
+                allows); or an iterable of frames, read as fast as it yields them.
+            fps: frames per second of a source without time stamps. Required for a list, folder or array; without it,
+                frames of an iterable are timed by the clock, which `drop=False` does not allow.
 
         Raises:
-            OSError, ValueError: the source cannot be read, or no further.
-            ImportError: a webcam without OpenCV.
-            Exception: whatever went wrong in the worker, or in the iterable.
+            OSError, ValueError: the source cannot be opened, or reading it fails.
+            ImportError: the source is a webcam and OpenCV is not installed.
+            Exception: any error in the worker or in the iterable.
         """
         stop, processor, seen = threading.Event(), self.pipe.processor.video_processor, self._num_results
         frames = frames_of(source, fps, self.drop, stop, processor.video_limits, processor.guard_decoding)
@@ -190,22 +190,22 @@ class EmotionStream:
                 yield from newest
         finally:
             stop.set()
-            reader.join(timeout=1.0)  # one that waits for a camera ends by itself
+            reader.join(timeout=1.0)  # a reader that waits for a camera ends by itself
 
     def _wait_for_news(self, seen: int) -> tuple[int, list[LiveScores]] | None:
-        """Number of results and the newest, once there are more than `seen`; `None` if none will come."""
+        """Waits for more than `seen` results; returns their number and the newest, or `None` if none will come."""
 
         def is_over():
             return self._is_closed or not (self._is_reading or self._is_busy or self._waiting)
 
         with self._changed:
             while not (self._num_results != seen or self._error or is_over()):
-                self._changed.wait(timeout=1.0)  # without one, Ctrl-C would have to wait on Windows
+                self._changed.wait(timeout=1.0)  # without a timeout Ctrl-C is blocked on Windows
             self._raise_error()
             return (self._num_results, self._newest) if self._num_results != seen else None
 
     def _read(self, frames: Iterator, stop: threading.Event) -> None:
-        """The thread of a source."""
+        """Runs the reader thread of a source."""
         try:
             for time, get_pixels in frames:
                 if stop.is_set() or self._is_closed:
@@ -220,7 +220,7 @@ class EmotionStream:
                 self._changed.notify_all()
 
     def _take(self, time: float, get_pixels: Callable[[], np.ndarray]) -> None:
-        """A frame, if the next one is due."""
+        """Processes or queues a frame if the next sample is due."""
         with self._changed:
             self._raise_error()
             if self._is_closed:
@@ -245,7 +245,7 @@ class EmotionStream:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        """The worker thread."""
+        """Runs the worker thread."""
         try:
             while True:
                 with self._changed:

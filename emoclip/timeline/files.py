@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A timeline as tables and subtitles; each file appears at once whole, or not at all.
+"""Export of a timeline to tables and subtitles; files are written atomically.
 
 Functions whose first argument is a timeline are methods of `EmotionTimeline`.
 """
@@ -21,14 +21,14 @@ class Stretch(NamedTuple):
     person: int
     start: float  # seconds
     end: float
-    label: str  # has the highest score all the way, or "uncertain"
-    score: float  # its mean
+    label: str  # highest-scoring label throughout, or "uncertain"
+    score: float  # mean score of the label
 
 
 def cells(timeline, person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of a person, and from when to when each stands for the time: windows overlap, cells do not.
+    """Returns the rows of a person, and the start and end of each row's cell: windows overlap, cells do not.
 
-    A cell reaches halfway to the next window; where there is no next one, as far as the person is seen.
+    A cell reaches halfway to the next window or, if there is none, as far as the person is seen.
     """
     rows = np.flatnonzero(timeline.person == person)
     window_start, window_end = timeline.start[rows], timeline.end[rows]
@@ -43,7 +43,7 @@ def cells(timeline, person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def stretches(timeline, person: int) -> list[Stretch]:
-    """The times through which one label of a person has the highest score."""
+    """Returns the stretches of time during which one label of a person has the highest score."""
     found: list[Stretch] = []
     answers = timeline.answers(timeline.scores)
     for row, begin, end in zip(*cells(timeline, person), strict=True):
@@ -59,7 +59,7 @@ def stretches(timeline, person: int) -> list[Stretch]:
 
 
 def to_pandas(timeline):
-    """One row for each window: see `to_csv`."""
+    """Returns a `pandas.DataFrame` with one row per window and the columns of `to_csv`."""
     try:
         import pandas
     except ImportError:
@@ -68,11 +68,11 @@ def to_pandas(timeline):
 
 
 def to_csv(timeline, path: str | Path | None = None) -> str:
-    """One row for each window. Returns the text; writes it, if a path is given. The columns are
+    """Returns CSV text with one row per window, and writes it if a path is given.
 
-    person, start, end (seconds), face_found, num_frames_seen (of the window), x0, y0, x1, y1 (mean box), label (the
-    answer: the one with the highest score, or "uncertain") and `score_LABEL` for each label. A label that spreadsheets
-    would take for a formula stands behind a `'`.
+    The columns are person, start, end (seconds), face_found, num_frames_seen (in the window), x0, y0, x1, y1 (mean
+    box), label (the label with the highest score, or "uncertain") and `score_LABEL` for each label. A label that
+    spreadsheets would interpret as a formula is prefixed with `'`.
     """
     columns, text = _columns(timeline), io.StringIO()
     columns["label"] = list(map(csv_cell, columns["label"]))
@@ -83,7 +83,7 @@ def to_csv(timeline, path: str | Path | None = None) -> str:
 
 
 def to_json(timeline, path: str | Path | None = None) -> str:
-    """What is known but for embeddings and thumbnails: about the video, people, their windows and boxes."""
+    """Returns JSON with all data but embeddings and thumbnails: video, people, windows, boxes. Writes it to `path`."""
     about, people = about_timeline(timeline), []
     for person in timeline.people:
         track = timeline.tracks[timeline.tracks[:, 1] == person]
@@ -98,7 +98,7 @@ def to_json(timeline, path: str | Path | None = None) -> str:
 
 
 def to_srt(timeline, path: str | Path | None = None) -> str:
-    """Subtitles: one cue for each stretch of time with the same highest label of a person."""
+    """Returns SubRip subtitles with one cue per stretch of a person, and writes them if a path is given."""
     cues = []
     for number, (start, end, *texts) in enumerate(_cues(timeline), start=1):
         name, label = map(srt_text, texts)
@@ -107,7 +107,7 @@ def to_srt(timeline, path: str | Path | None = None) -> str:
 
 
 def to_vtt(timeline, path: str | Path | None = None) -> str:
-    """As `to_srt`, in WebVTT, with the person as voice."""
+    """Returns the subtitles of `to_srt` as WebVTT, with the person as the voice."""
     cues = ["WEBVTT\n"]
     for start, end, *texts in _cues(timeline):
         name, label = map(vtt_text, texts)
@@ -125,7 +125,7 @@ def _columns(timeline) -> dict[str, list]:
 
 
 def check_names(names: dict[int, str]) -> None:
-    """Raises `ValueError` unless `names` has a text for each of its persons."""
+    """Raises `ValueError` unless `names` maps person numbers to non-empty strings."""
     for person, name in names.items():
         if isinstance(person, bool) or not isinstance(person, (int, np.integer)):
             raise ValueError(f"names has {person!r}, but its keys must be numbers of persons")
@@ -134,7 +134,7 @@ def check_names(names: dict[int, str]) -> None:
 
 
 def about_timeline(timeline) -> dict[str, Any]:
-    """All fields but arrays and pictures."""
+    """Returns all fields of the timeline except arrays and thumbnails."""
     names = "video labels span size window stride num_frames faces no_face detector error".split()
     names += "temperature multi_label abstain_below logit_scale logit_bias".split()
     check_names(timeline.names)
@@ -143,7 +143,7 @@ def about_timeline(timeline) -> dict[str, Any]:
 
 
 def _cues(timeline) -> list[tuple[float, float, str, str]]:
-    """(start, end, name, label), by time."""
+    """Returns the cues `(start, end, name, label)`, sorted by time."""
     found = [stretch for person in timeline.people for stretch in stretches(timeline, person)]
     return [
         (one.start, one.end, timeline.name_of(one.person), one.label)

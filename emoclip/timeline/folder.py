@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A timeline as a folder that holds all of it; what is loaded may come from a stranger, and so all of it is checked.
+"""Saving a timeline to a folder and loading it; loaded files are untrusted, so all their content is validated.
 
 Shapes: W windows, C labels, D embedding width, N encoded faces.
 """
@@ -20,9 +20,9 @@ from emoclip.files import write_text, written
 from .files import about_timeline, check_names
 from .thumbnails import thumbnail_pixels
 
-_VERSION = 2  # of what `save` writes
+_VERSION = 2  # of the format that `save` writes
 _ABOUT, _TENSORS = "timeline.json", "timeline.safetensors"
-_ARRAYS = {  # shape, and whether it holds whole numbers
+_ARRAYS = {  # shape, and whether the dtype is an integer
     "scores": ("WC", False),
     "embeds": ("WD", False),
     "person": ("W", True),
@@ -34,12 +34,12 @@ _ARRAYS = {  # shape, and whether it holds whole numbers
     "probe": ("D", False),
 }
 _DTYPES = {False: ("F16", "F32", "F64"), True: ("I32", "I64")}
-_HUGE = 1e12  # no second, pixel or logit is so far from 0; pictures could not be drawn of larger ones
+_HUGE = 1e12  # bound for seconds, pixels and logits; larger values cannot be plotted
 _PERSON = re.compile(r"-1|\d{1,9}")
 
 
 def save(timeline, folder: str | Path) -> Path:
-    """All but the pipeline, as `timeline.json` and `timeline.safetensors` in a folder; `load` reads it."""
+    """Saves all but the pipeline as `timeline.json` and `timeline.safetensors` in `folder`; `load` reads them."""
     folder = Path(folder)
     times = {person: [time for time, _ in kept] for person, kept in timeline.thumbnails.items()}
     about = {"version": _VERSION, **about_timeline(timeline), "thumbnail_times": times}
@@ -55,11 +55,11 @@ def save(timeline, folder: str | Path) -> Path:
 
 
 def load(cls, folder: str | Path, pipe: Any = None):
-    """A timeline that `save` wrote. It needs no model; `search` and `rescore` then take a pipeline, here or there.
+    """Loads a timeline written by `save`. It needs no model; `search` and `rescore` need a `pipe`, here or there.
 
     Raises:
-        FileNotFoundError, ValueError: the folder holds no timeline, or one that is not whole; the message names the
-            file and what is wrong in it.
+        FileNotFoundError, ValueError: the folder holds no timeline or an invalid one; the message names the file and
+            the error.
     """
     about = _read_about(Path(folder) / _ABOUT)
     times = about.pop("thumbnail_times")
@@ -93,7 +93,7 @@ def _is_by_person(value: Any, is_part: Callable[[Any], bool]) -> bool:
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "version": (lambda value: True, "known"),  # checked before all others
+    "version": (lambda value: True, "known"),  # checked first
     "video": (_is_text, "a text"),
     "labels": (lambda value: _is_list(value, _is_text) and 0 < len(value) == len(set(value)), "a list of labels"),
     "span": (lambda value: _is_list(value, _is_number, 2) and value[0] <= value[1], "two times"),
@@ -121,7 +121,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _read_about(file: Path) -> dict[str, Any]:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # what is no UTF-8, no JSON, or nested without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
         raise ValueError(f"{file} is no JSON, or damaged ({type(error).__name__}: {error})") from None
     if not isinstance(about, dict) or about.get("version") != _VERSION:
         raise ValueError(f"{file} is not what this version of the package writes")
@@ -142,7 +142,7 @@ def _read_about(file: Path) -> dict[str, Any]:
 
 
 def _read_tensors(file: Path, times: dict[int, list[float]]) -> tuple[dict[str, np.ndarray], dict[int, list]]:
-    """Arrays by name, and the thumbnails of each person with their times."""
+    """Reads and validates the arrays by name, and the `(time, JPEG)` thumbnails of each person."""
     pictures = {
         f"thumbnail.{person}.{number}": (person, time)
         for person, of_person in times.items()
@@ -153,7 +153,7 @@ def _read_tensors(file: Path, times: dict[int, list[float]]) -> tuple[dict[str, 
         with safe_open(file, framework="np") as tensors:
             if wrong := sorted(set(tensors.keys()) ^ {*_ARRAYS, *pictures}):
                 raise ValueError(f"{file} is not of the same timeline as {_ABOUT}; missing or unknown: {wrong[0]}")
-            for name in (*_ARRAYS, *pictures):  # those of a person in the order of time
+            for name in (*_ARRAYS, *pictures):  # thumbnails of a person in order of time
                 found = tensors.get_slice(name)
                 shape, is_whole = _ARRAYS.get(name, ("N", None))
                 known = _DTYPES.get(is_whole, ("U8",))
@@ -181,7 +181,7 @@ def _checked_picture(picture: bytes, file: Path, name: str) -> bytes:
 
 
 def _check_arrays(timeline) -> None:
-    """Raises `ValueError` unless shapes and values fit each other, and so every method works."""
+    """Raises `ValueError` unless shapes and values are consistent, as all methods require."""
     lengths = {"W": len(timeline.person), "C": len(timeline.labels), "D": len(timeline.probe), "4": 4, "6": 6}
     for name, (shape, _) in _ARRAYS.items():
         array, expected = getattr(timeline, name), [lengths.get(axis, len(timeline.tracks)) for axis in shape]
@@ -208,7 +208,7 @@ def _check_arrays(timeline) -> None:
 
 
 def _are_in_frame(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Of boxes `(n, 4)` which are in the frame, give or take a pixel for rounding: `(n,)`."""
+    """Returns whether each of the boxes `(n, 4)` lies in the frame, within a pixel for rounding: `(n,)`."""
     return ((boxes >= -1) & (boxes <= np.tile(size, 2) + 1)).all(axis=1) & (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A timeline as a picture, and drawn into its video.
+"""Plotting of a timeline, and drawing it into its video.
 
 Functions whose first argument is a timeline are methods of `EmotionTimeline`.
 """
@@ -30,26 +30,26 @@ from modeling_emoclip.video_limits import VideoDecodeError
 from .files import cells
 from .thumbnails import thumbnail_pixels
 
-# Far apart in hue or lightness, also for the colour-blind in the first eight; more labels get more hues.
+# Distinct in hue or lightness, the first eight also for color-blind readers; more labels get generated hues.
 _COLOURS = "3b76b0 f08c2e 4f9d4b d1495b 8d6bb0 e8c547 57b8b2 8c5a3c f29fb5 1d3557 a3c644 7d7d7d".split()
-_WIDTH, _LEFT, _RIGHT = 14.0, 1.5, 0.35  # of a picture and its margins, inches
-_TICK = Fraction(1, 90_000)  # of a second; whole for all usual frame rates
-_LONGEST_SIDE = 16_384  # pixels; libx264's
-_MOST_CELLS = 240  # of a lane; more are averaged, since the eye could not tell them apart
+_WIDTH, _LEFT, _RIGHT = 14.0, 1.5, 0.35  # inches: figure width and its margins
+_TICK = Fraction(1, 90_000)  # seconds; frames of all common rates last a whole number of ticks
+_LONGEST_SIDE = 16_384  # pixels; limit of libx264
+_MOST_CELLS = 240  # per lane; more would be indistinguishable and are averaged
 
 
 def plot(timeline, path: str | Path | None = None, most_people: int = 12) -> Any:
-    """One lane for each person: faces above, below them the label with the highest score, in time.
+    """Plots one lane per person over time: faces on top, the label with the highest score below.
 
-    The paler a colour, the less its label stands out from the others; a lane is grey where the person is not seen. Of
-    long videos neighbouring windows are averaged.
+    A paler color means that the label stands out less from the others; gray means that the person is not seen. In
+    long videos neighboring windows are averaged.
 
     Args:
-        path: where to save the picture; its suffix says how.
-        most_people: those seen longest are drawn, in the order of their appearance.
+        path: file to save the plot to; its suffix selects the format.
+        most_people: number of lanes; the people seen longest are drawn, in order of first appearance.
 
     Returns:
-        The `matplotlib.figure.Figure`, which notebooks show.
+        The `matplotlib.figure.Figure`, which notebooks display.
     """
     try:
         import matplotlib
@@ -69,12 +69,12 @@ def plot(timeline, path: str | Path | None = None, most_people: int = 12) -> Any
 
 
 def _draw_lanes(figure, timeline, lanes: dict[int, list[tuple]]) -> None:
-    """All of the picture; `lanes` are person -> `_blocks`."""
+    """Draws the whole figure; `lanes` maps a person to its `_blocks`."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     used = sorted({index for blocks in lanes.values() for _, _, index, _ in blocks})
-    header = 0.6 + 0.23 * math.ceil(len(used) / 6)  # inches, as all sizes here
+    header = 0.6 + 0.23 * math.ceil(len(used) / 6)  # inches, like all sizes here
     height = header + max(len(lanes), 1) + 0.4
     figure.set_size_inches(_WIDTH, height)
     axes = _empty_lanes(figure, max(len(lanes), 1), header, timeline.span)
@@ -104,7 +104,7 @@ def _empty_lanes(figure, number: int, header: float, span: tuple[float, float]) 
 
 
 def _draw_lane(axis, timeline, person: int, blocks: list[tuple]):
-    inch = (timeline.span[1] - timeline.span[0]) / (_WIDTH - _LEFT - _RIGHT)  # in seconds
+    inch = (timeline.span[1] - timeline.span[0]) / (_WIDTH - _LEFT - _RIGHT)  # its length in seconds
     axis.axhspan(0.04, 0.36, color="0.95", lw=0, zorder=0)
     for begin, end, index, strength in blocks:
         axis.broken_barh([(begin, end - begin)], (0.04, 0.32), color=_paled(index, strength), lw=0, zorder=1)
@@ -120,7 +120,7 @@ def _draw_lane(axis, timeline, person: int, blocks: list[tuple]):
 
 
 def _draw_faces(axis, timeline, person: int, inch: float):
-    """Those that fit beside each other, each at its time."""
+    """Draws each thumbnail at its time and skips those that would overlap."""
     room, height = -np.inf, 0.56
     first, last = timeline.span
     lane_inches = axis.get_position().height * axis.figure.get_figheight()
@@ -135,7 +135,7 @@ def _draw_faces(axis, timeline, person: int, inch: float):
 
 
 def _blocks(timeline, person: int) -> list[tuple[float, float, int, float]]:
-    """(begin, end, answer, how far its score is above chance: 0 to 1); not too many for a picture."""
+    """Returns at most about 240 blocks (begin, end, answer, strength: score above chance, scaled to 0-1)."""
     rows, begin, end = cells(timeline, person)
     pause = (timeline.span[1] - timeline.span[0]) / _MOST_CELLS
     groups = (begin // pause if timeline.stride < pause else np.arange(len(rows))).astype(int)
@@ -195,16 +195,16 @@ def _clock(seconds: float) -> str:
 
 
 def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = None, progress: bool = True) -> Path:
-    """The video with a box and the highest label at each person: H.264, with the same time stamps, and its sound.
+    """Writes the video with a box and the top label at each person, as H.264 with its time stamps and its sound.
 
-    Sound is copied where MP4 can hold it as it is; else it is left out. Pictures of odd size lose a line.
+    Sound is copied if MP4 supports its codec, and dropped otherwise. Frames of odd size lose a row or column.
 
     Args:
-        path: file to write, as `out.mp4`. It appears when it is whole.
-        video, fps: the video, if the timeline was not made of a file, or the file has moved.
+        path: file to write, e.g. `out.mp4`; it is written atomically.
+        video, fps: the video, if the timeline was not made from a file or the file has moved.
 
     Raises:
-        ValueError: the video is not there, or its frames have sides that H.264 cannot have.
+        ValueError: the video does not exist, or H.264 does not support its frame size.
     """
     if video is None and not os.path.exists(timeline.video):
         raise ValueError(f"{timeline.video} is not there (any more): give video=, what the timeline was made of")
@@ -216,7 +216,7 @@ def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = 
     processor = timeline.pipe and timeline.pipe.processor.video_processor
     how = {"limits": processor.video_limits, "guarded": processor.guard_decoding} if processor else {}
     frames, paint = open_frames(timeline.video if video is None else video, fps, **how), _Painter(timeline)
-    frames.limits.check_size(timeline.video, *timeline.size)  # a loaded timeline may say anything
+    frames.limits.check_size(timeline.video, *timeline.size)  # a loaded timeline is untrusted
     frames.size = timeline.size
     bar, sound = progress_bar(frames, str(path), progress), tempfile.TemporaryDirectory()
     with bar, sound, written(path) as unfinished, av.open(str(unfinished), "w") as container:
@@ -225,8 +225,8 @@ def annotate(timeline, path: str | Path, video: Any = None, fps: float | None = 
 
 
 def _write(container, frames: FrameSequence, sound_file: str, paint: "_Painter", bar) -> None:
-    """All pictures, painted, and the sound, in the order of time."""
-    # Of slides, one of which lasts minutes, a packet would be longer than MP4 can say; times are those of the frames.
+    """Writes the annotated frames and the sound, interleaved by time."""
+    # At least 1: a slide of several minutes would exceed the longest packet of MP4. Time stamps are not affected.
     rate = Fraction(max(frames.fps, 1.0)).limit_denominator(100_000)
     stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
     stream.codec_context.time_base, stream.pix_fmt = _TICK, "yuv420p"
@@ -237,7 +237,7 @@ def _write(container, frames: FrameSequence, sound_file: str, paint: "_Painter",
             container.mux(part)
             continue
         picture = av.VideoFrame.from_ndarray(paint(frames.pixels_of(part), time)[: stream.height, : stream.width])
-        last = picture.pts = max(round(time / _TICK), last + 1)  # damaged files have times within one tick
+        last = picture.pts = max(round(time / _TICK), last + 1)  # times in damaged files may be less than a tick apart
         picture.time_base = _TICK
         container.mux(stream.encode(picture))
         bar.update(int(time - frames.start) - bar.n)
@@ -245,7 +245,7 @@ def _write(container, frames: FrameSequence, sound_file: str, paint: "_Painter",
 
 
 def _sound(frames: FrameSequence, file: str, container) -> Iterator[tuple[float, av.Packet]]:
-    """(time, packet) of the sound, which is copied to a `file` of its own first, in whatever process reads videos."""
+    """Yields (time, packet) of the sound, copied to `file` first by the process that reads the video."""
     with contextlib.suppress(av.error.FFmpegError, VideoDecodeError):
         if not frames.copy_sound(file):
             return
@@ -258,7 +258,7 @@ def _sound(frames: FrameSequence, file: str, container) -> Iterator[tuple[float,
 
 
 class _Painter:
-    """Draws the boxes and labels of a moment."""
+    """A callable that draws the boxes and labels at one time into a frame."""
 
     def __init__(self, timeline):
         self.timeline = timeline
@@ -280,7 +280,7 @@ class _Painter:
         return np.asarray(image)
 
     def _box_at(self, track: np.ndarray, time: float) -> np.ndarray | None:
-        """Between two frames that were looked at; `None` where the person is not in the nearest one."""
+        """Interpolates the box between two sampled frames; `None` if the person is not in the nearest one."""
         after = np.searchsorted(track[:, 0], time)
         near = track[max(after - 1, 0) : after + 1]
         if len(near) < 2 or near[1, 0] - near[0, 0] > 1.5 * self.step:
@@ -299,6 +299,6 @@ class _Painter:
         _, _, right, bottom = draw.textbbox((0, 0), text, font=self.font)
         x = min(max(box[0], 0), max(self.timeline.size[0] - right, 0))
         y = box[1] - bottom - 2 * self.line
-        y = y if y >= 0 else max(box[1], 0) + self.line  # above the box, else in it
+        y = y if y >= 0 else max(box[1], 0) + self.line  # above the box, or inside it if there is no room
         draw.rectangle((x, y, x + right + self.line, y + bottom + self.line), fill=colour)
         draw.text((x + self.line / 2, y), text, font=self.font, fill="white" if sum(colour) < 400 else "black")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small pictures of the people in a video, kept as JPEG: made, and opened again as those of a stranger."""
+"""JPEG thumbnails of the people in a video: creating them, and decoding them as untrusted data."""
 
 import io
 
@@ -7,15 +7,15 @@ import numpy as np
 from PIL import Image
 
 _LONGEST_SIDE = 112  # pixels
-_MOST_THUMBNAILS = 8  # of a person; there are always at least half as many, evenly in time, if the person stays
+_MOST_THUMBNAILS = 8  # per person; at least half as many, evenly spaced, for a person who stays long enough
 
 
 class Thumbnails:
-    """A few small pictures of each person, spread over the time that the person is seen."""
+    """A collection of a few thumbnails per person, spread over the time that the person is seen."""
 
     def __init__(self):
         self.kept: dict[int, list[tuple[float, bytes]]] = {}  # person -> (time, JPEG)
-        self._pauses: dict[int, float] = {}  # person -> seconds between two
+        self._pauses: dict[int, float] = {}  # person -> seconds between thumbnails
 
     def offer(self, person: int, time: float, pixels: np.ndarray):
         kept, pause = self.kept.setdefault(person, []), self._pauses.setdefault(person, 0.5)
@@ -31,15 +31,15 @@ class Thumbnails:
 
 
 def thumbnail_pixels(picture: bytes) -> np.ndarray:
-    """Returns the pixels `(H, W, 3)`, uint8, RGB, of what `Thumbnails` keeps.
+    """Returns the pixels `(H, W, 3)`, uint8, RGB, of a thumbnail made by `Thumbnails`.
 
     Raises:
-        ValueError: it is no JPEG, is damaged, or has more than 112 pixels a side.
+        ValueError: it is not a JPEG, is damaged, or has more than 112 pixels per side.
     """
     try:
-        # Of other formats Pillow hands some to programs: EPS goes to Ghostscript.
+        # JPEG only: for some other formats Pillow runs external programs, e.g. Ghostscript for EPS.
         with Image.open(io.BytesIO(picture), formats=("JPEG",)) as image:
-            if max(image.size) > _LONGEST_SIDE:  # before it is decoded
+            if max(image.size) > _LONGEST_SIDE:  # checked before decoding
                 raise ValueError(f"it has {image.width} x {image.height} pixels, but at most {_LONGEST_SIDE} a side")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
