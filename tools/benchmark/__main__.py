@@ -21,7 +21,6 @@ from tools.benchmark.memory import memory_lines
 from tools.benchmark.over_time import live_lines, timeline_lines
 from tools.benchmark.report import about, machine, table, write_page
 from tools.benchmark.training_epoch import training_lines
-from tools.benchmark.tried import tried_lines
 from tools.benchmark.whole_call import again_lines, call_lines
 
 PARTS = {
@@ -32,7 +31,6 @@ PARTS = {
     "training": training_lines,
     "memory": memory_lines,
     "gpu": gpu_lines,
-    "tried": lambda sizes, folder: tried_lines(sizes),
 }
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from emoclip import EmoCLIPModel, EmoCLIPProcessor
@@ -38,23 +36,6 @@ PRODUCTS = {
 }
 
 
-class RoundedToBfloat16(TorchDispatchMode):
-    """Emulation of bfloat16 on processors without it: operations run in float32 with rounded inputs and outputs.
-
-    With `products_alone`, only those that torch.autocast would run in bfloat16; sums between layers stay exact.
-    """
-
-    def __init__(self, products_alone: bool = False):
-        super().__init__()
-        self.products_alone = products_alone
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if self.products_alone and function.overloadpacket not in PRODUCTS:
-            return function(*args, **kwargs)
-        return tree_map(rounded, function(*tree_map(rounded, args), **tree_map(rounded, kwargs)))
-
-
 def rounded(value):
     is_float = isinstance(value, torch.Tensor) and value.dtype is torch.float32
     return value.bfloat16().float() if is_float else value
@@ -78,7 +59,7 @@ def encoding_lines(sizes: Sizes) -> tuple[list[Line], dict]:
     seconds = in_turns(ways, sizes.rounds, "encoding")
     peaks = {name: products[name][1] / seconds[f"peak {name}"] for name in products}
     work = operations(lambda: pipe.model.vision_model(pixel_values=pixels[:1])) * len(pixels)
-    lines = [*speed_lines(seconds, peaks, work, fast), *accuracy_lines(sizes, fast)]
+    lines = [*speed_lines(seconds, peaks, work, fast), *accuracy_lines(sizes)]
     return lines, peaks
 
 
@@ -107,46 +88,18 @@ def speed_lines(seconds: dict, peaks: dict, work: float, fast: torch.dtype) -> l
 
 
 @torch.no_grad()
-def accuracy_lines(sizes: Sizes, fast: torch.dtype) -> list[Line]:
+def accuracy_lines(sizes: Sizes) -> list[Line]:
     """Compares bfloat16 to float32: embeddings of a full-size random model, answers of a trained CLIP."""
-    how = "" if fast is torch.bfloat16 else "emulated: float32, each result rounded"
     model, frames = make_model(sizes), random_frames(sizes, 8)
-    exact = FrameEncoder(model)(frames)
-    lines = [
-        Line(
-            PART,
-            "least cosine, bfloat16 and float32",
-            least_cosine(exact, in_bfloat16(model, frames, fast)),
-            "",
-            0.999,
-        ),
-    ]
-    lines[0].note = how
+    cosine = least_cosine(FrameEncoder(model)(frames), FrameEncoder(model, torch.bfloat16)(frames))
     model = EmoCLIPModel.from_clip(str(TINY_CLIP), temporal_num_layers=0)
     faces, class_embeds = faces_and_classes(sizes, model)
-    exact = answers(FrameEncoder(model)(faces), class_embeds)
-    for name, embeds, note in (
-        ("bfloat16", in_bfloat16(model, faces, fast), how),
-        ("bfloat16 in products alone", in_emulation(model, faces, products_alone=True), "tried; emulated"),
-    ):
-        share = float((answers(embeds, class_embeds) == exact).float().mean()) * 100
-        note = f"{sizes.faces} rendered clips, trained tiny CLIP{'; ' * bool(note)}{note}"
-        lines.append(
-            Line(PART, f"same answer, {name} and float32", share, "%", 99.9 if name == "bfloat16" else None, note=note)
-        )
-    return lines
-
-
-def in_bfloat16(model, frames: torch.Tensor, fast: torch.dtype) -> torch.Tensor:
-    if fast is torch.bfloat16:
-        return FrameEncoder(model, torch.bfloat16)(frames)
-    return in_emulation(model, frames)
-
-
-def in_emulation(model, frames: torch.Tensor, products_alone: bool = False) -> torch.Tensor:
-    with RoundedToBfloat16(products_alone):
-        pooled = [model.vision_model(part).pooler_output for part in frames.split(256)]
-    return model.visual_projection(torch.cat(pooled))
+    exact, rounded = (answers(FrameEncoder(model, dtype)(faces), class_embeds) for dtype in (None, torch.bfloat16))
+    share, note = float((rounded == exact).float().mean()) * 100, f"{sizes.faces} rendered clips, trained tiny CLIP"
+    return [
+        Line(PART, "least cosine, bfloat16 and float32", cosine, "", 0.999),
+        Line(PART, "same answer, bfloat16 and float32", share, "%", 99.9, note=note),
+    ]
 
 
 def faces_and_classes(sizes: Sizes, model) -> tuple[torch.Tensor, torch.Tensor]:

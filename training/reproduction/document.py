@@ -12,6 +12,7 @@ from training.metrics.over_seeds import over_seeds
 from training.reproduction.claims import FOLDER
 from training.reproduction.numbers import NOT_RUN, Results
 from training.reproduction.pictures import draw_contact_sheet, draw_curves, draw_gains
+from training.reproduction.readme import NOT_COMPARABLE, published, summary
 from training.reproduction.tables import (
     comparison_text,
     finding_table,
@@ -49,6 +50,7 @@ def document_text(results: Results, judged: dict, pictures: str) -> str:
         (FOLDER / "head.md").read_text(encoding="utf-8").strip(),
         missing(results),
         f"## Verdicts\n\n{verdict_table(judged)}",
+        f"## Scores\n\n{summary(results)}\n\n{NOT_COMPARABLE}\n\n{published(results.claims)}",
         f"![Gains of all comparisons with their 95 % intervals, coloured by verdict]({pictures}/gains.png)",
         consequences(results),
         *(part_section(part, some, results) for part, some in judged.items()),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results block of the README: verdicts, our scores and, separately, the published ones."""
+"""Results block of the README, and the tables of our scores and the published ones in docs/reproduction.md."""
 
 import re
 from pathlib import Path
 
 from emoclip.files import written
 from training.reproduction.claims import Claims
-from training.reproduction.numbers import Results
-from training.reproduction.tables import markdown, row_score, score_text, title_of, verdict_table
+from training.reproduction.numbers import FAILS, HOLDS, Results
+from training.reproduction.tables import markdown, row_score, score_text, title_of
 
 BEGIN, END = "<!-- results: written by make reproduce -->", "<!-- /results -->"
 BLOCK = re.compile(f"{re.escape(BEGIN)}\n(.*?)\n?{re.escape(END)}", re.DOTALL)
@@ -18,10 +18,12 @@ NOT_COMPARABLE = (
 
 
 def readme_block(results: Results) -> str:
-    """Returns the text to insert between the markers."""
-    return "\n\n".join(
-        [verdict_table(results.judge_all()), summary(results), NOT_COMPARABLE, published(results.claims)]
-    )
+    """Returns the text to insert between the markers: how many claims of each part hold."""
+    rows = []
+    for part, judged in results.judge_all().items():
+        counts = [sum(verdict == wanted for _, verdict, _ in judged) for wanted in (HOLDS, FAILS)]
+        rows.append([part, *map(str, (*counts, len(judged) - sum(counts)))])
+    return markdown(["claims", "hold", "do not hold", "undecided"], rows)
 
 
 def read_block(readme: Path) -> str:
