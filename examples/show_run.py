@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 from modeling_emoclip.video_reading import read_video
 from training.build import load_builder
 from training.data.face_vocabulary import HELD_OUT_EMOTIONS
+from training.publish.space import draw_example
 from training.recipe import load_recipe
 
 SETS = {
@@ -51,6 +52,7 @@ def main():
     picture = options.run / "predictions.png"
     draw(rows, predictions, metrics, picture)
     print(f"\nPicture: {picture}")
+    draw_example(options.run / "example.mp4")  # `emoclip app` offers it
     if options.video:
         print(f"\n{options.video}")
         print_scores(predict(options.run / "hub", [str(options.video.resolve())])[0])

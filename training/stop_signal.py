@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handling of Ctrl-C and SIGTERM: training finishes its step and saves a checkpoint, other commands end at once."""
+"""Handling of Ctrl-C and SIGTERM in training: the step is finished and a checkpoint saved."""
 
 import signal
-import sys
-from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -34,14 +32,3 @@ class StopSignal:
             return self.received
         received = torch.tensor([self.received or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(received).max()) or None
-
-
-def end_by_ctrl_c() -> NoReturn:
-    """Ends the process with SIGINT itself, as a program without a handler for Ctrl-C does.
-
-    This skips Python's shutdown, which takes seconds with torch loaded; workers must already have ended.
-    """
-    sys.stdout.flush()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGINT)
-    raise KeyboardInterrupt  # only on systems without this signal

@@ -29,16 +29,6 @@ from training.data.face_vocabulary import EMOTION_NAMES
 PART = "1 encoding"
 TINY_CLIP = Path(__file__).parents[2] / "examples" / "tiny_clip"
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"
-PRODUCTS = {
-    torch.ops.aten.addmm,
-    torch.ops.aten.convolution,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
-}
-
-
-def rounded(value):
-    is_float = isinstance(value, torch.Tensor) and value.dtype is torch.float32
-    return value.bfloat16().float() if is_float else value
 
 
 def encoding_lines(sizes: Sizes) -> tuple[list[Line], dict]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import datasets
 from accelerate import Accelerator
 
+from emoclip.cli import end_by_ctrl_c
 from training.build import build
 from training.recipe import Recipe, load_recipe
-from training.stop_signal import end_by_ctrl_c
 
 
 def main(arguments: list[str] | None = None):
